@@ -1,0 +1,173 @@
+"""The sizes and switches of a DistilBERT, read from a checkpoint's config.json."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from .checkpoint import CheckpointFiles
+
+ALIASES = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
+ACTIVATIONS = ("gelu", "relu")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+LARGEST_SIZE = 1_000_000  # no real checkpoint comes near; a file's typo must not ask for terabytes
+
+
+@dataclass(frozen=True)
+class DistilBertConfig:
+    """What a DistilBERT is made of. The names are config.json's; the defaults are distilbert-base-uncased's.
+
+    Args:
+        vocab_size: number of tokens V.
+        max_position_embeddings: number of positions, the longest input in tokens.
+        dim: width D of the hidden states.
+        n_layers: number of transformer blocks.
+        n_heads: attention heads H per block; divides `dim`.
+        hidden_dim: width of the feed-forward layer.
+        activation: "gelu" (the exact one, not its tanh approximation) or "relu".
+        dropout: after the embeddings and the feed-forward layer, and before the token classifier.
+        attention_dropout: on the attention probabilities.
+        seq_classif_dropout: before the sequence and multiple-choice classifiers.
+        qa_dropout: before the question-answering layer.
+        initializer_range: standard deviation of freshly drawn weights.
+        sinusoidal_pos_embds: draw the position table from sines (Vaswani et al. 2017, section 3.5) instead of at
+            random. Stored weights win: it has no effect on a loaded checkpoint.
+        pad_token_id: its word embedding starts as zeros and gets no gradient from the input; None for no such token.
+        tie_word_embeddings: the masked-LM projector is the word-embedding table.
+        num_labels: classes of a classifier; None for as many as `id2label` names, else 2.
+        id2label: class number to name; None for LABEL_0, LABEL_1, …
+        problem_type: which loss a sequence classifier takes; None infers it at each call from the labels.
+
+    Raises:
+        ValueError: a value that no DistilBERT can have, with its name.
+    """
+
+    vocab_size: int = 30522
+    max_position_embeddings: int = 512
+    dim: int = 768
+    n_layers: int = 6
+    n_heads: int = 12
+    hidden_dim: int = 3072
+    activation: str = "gelu"
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    seq_classif_dropout: float = 0.2
+    qa_dropout: float = 0.1
+    initializer_range: float = 0.02
+    sinusoidal_pos_embds: bool = False
+    pad_token_id: int | None = 0
+    tie_word_embeddings: bool = True
+    num_labels: int = None  # type: ignore[assignment]  # __post_init__ fills in both of these
+    id2label: Mapping[int, str] = None  # type: ignore[assignment]
+    problem_type: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_labels is None:
+            object.__setattr__(self, "num_labels", 2 if self.id2label is None else len(self.id2label))
+        for name in (
+            "vocab_size",
+            "max_position_embeddings",
+            "dim",
+            "n_layers",
+            "n_heads",
+            "hidden_dim",
+            "num_labels",
+        ):
+            size = getattr(self, name)
+            if type(size) is not int or not 0 < size <= LARGEST_SIZE:
+                raise ValueError(f"{name} must be an integer from 1 to {LARGEST_SIZE}, got {size!r}")
+        if self.dim % self.n_heads:
+            raise ValueError(f"dim ({self.dim}) must be divisible by n_heads ({self.n_heads})")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {ACTIVATIONS}, got {self.activation!r}")
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ValueError(f"problem_type must be None or one of {PROBLEM_TYPES}, got {self.problem_type!r}")
+        for name in ("dropout", "attention_dropout", "seq_classif_dropout", "qa_dropout"):
+            if not (_is_number(probability := getattr(self, name)) and 0 <= probability <= 1):
+                raise ValueError(f"{name} must be a probability from 0 to 1, got {probability!r}")
+        if not (_is_number(self.initializer_range) and 0 <= self.initializer_range < float("inf")):
+            raise ValueError(f"initializer_range must be a number of at least 0, got {self.initializer_range!r}")
+        for name in ("sinusoidal_pos_embds", "tie_word_embeddings"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        pad = self.pad_token_id
+        if pad is not None and not (type(pad) is int and 0 <= pad < self.vocab_size):
+            raise ValueError(
+                f"pad_token_id must be a token id below vocab_size ({self.vocab_size}) or None, got {pad!r}"
+            )
+        if self.id2label is None:
+            object.__setattr__(self, "id2label", {i: f"LABEL_{i}" for i in range(self.num_labels)})
+        elif sorted(self.id2label) != list(range(self.num_labels)):
+            raise ValueError(
+                f"id2label must name the classes 0 to {self.num_labels - 1} (num_labels), got {self.id2label}"
+            )
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """Class name to number: `id2label` turned round."""
+        return {label: i for i, label in self.id2label.items()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Read the content of a config.json, of any age; fields that DistilBERT does not have are ignored.
+
+        Raises:
+            ValueError: another architecture, or a value that no DistilBERT can have.
+        """
+        content = {ALIASES.get(name, name): value for name, value in content.items()}
+        model_type = content.get("model_type", "distilbert" if "n_layers" in content else None)
+        if model_type != "distilbert":
+            raise ValueError(f"model_type is {model_type!r}: minibert reads DistilBERT checkpoints only")
+        if (labels := content.get("id2label")) is not None:
+            if not isinstance(labels, Mapping) or not all(str(i).isdecimal() for i in labels):
+                raise ValueError(f"id2label must map class numbers to names, got {labels!r}")
+            content["id2label"] = {int(i): str(label) for i, label in labels.items()}  # JSON's keys are strings
+        fields = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in content.items() if name in fields})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of a config.json that minibert and transformers both read."""
+        return {"model_type": "distilbert"} | dataclasses.asdict(self) | {"label2id": self.label2id}
+
+    @classmethod
+    def from_files(cls, files: CheckpointFiles) -> Self:
+        """Read the config.json among a checkpoint's files.
+
+        Raises:
+            OSError: there is no config.json.
+            ValueError: it is not DistilBERT's.
+        """
+        content = files.read_json("config.json")
+        if content is None:
+            raise OSError(f"{files.name}: no config.json in it")
+        try:
+            return cls.from_dict(content)
+        except ValueError as error:
+            raise ValueError(f"{files.name}: config.json: {error}") from None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Read config.json from a folder or from the Hub; arguments and errors as in `CheckpointFiles`."""
+        return cls.from_files(
+            CheckpointFiles(
+                name_or_folder,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+            )
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,354 @@
+"""The five task heads: each the encoder and one or two layers on top, with its loss.
+
+Shapes: B batch, S tokens, D dim, V vocabulary, L labels (num_labels), C choices. Losses are those of
+https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/models/distilbert/modeling_distilbert.py
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import DistilBertConfig
+from .model import LAYER_NORM_EPS, DistilBertModel, activation
+from .pretrained import PreTrainedModel
+
+IGNORE = -100  # a label that takes no part in the loss
+
+
+@dataclass
+class LogitsOutput:
+    """What a head returns, question answering aside.
+
+    Args:
+        logits: (B, L); token classification (B, S, L), masked LM (B, S, V), multiple choice (B, C).
+        loss: scalar; None without labels.
+        hidden_states: n_layers + 1 of (B, S, D); None unless asked for.
+        attentions: n_layers of (B, H, S, S), before dropout; None unless asked for.
+    """
+
+    logits: Tensor
+    loss: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class SpanOutput:
+    """What question answering returns.
+
+    Args:
+        start_logits: (B, S), for each token that the answer begins there.
+        end_logits: (B, S), for each token that the answer ends there (the token included).
+        loss: scalar; None without start_positions and end_positions.
+        hidden_states: n_layers + 1 of (B, S, D); None unless asked for.
+        attentions: n_layers of (B, H, S, S), before dropout; None unless asked for.
+    """
+
+    start_logits: Tensor
+    end_logits: Tensor
+    loss: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class ModelWithHead(PreTrainedModel, ABC):
+    """The encoder with a head that maps hidden states to logits; a subclass writes `head` and `loss`."""
+
+    def __init__(self, config: DistilBertConfig) -> None:
+        super().__init__(config)
+        self.distilbert = DistilBertModel(config)
+
+    @abstractmethod
+    def head(self, hidden_states: Tensor) -> Tensor:
+        """(B, S, D) -> logits."""
+
+    @abstractmethod
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits and labels -> scalar."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> LogitsOutput:
+        """Run the encoder and the head.
+
+        Args:
+            input_ids: as for `DistilBertModel`, like the arguments not named here.
+            attention_mask: (B, S), 1 = real token, 0 = padding.
+            inputs_embeds: (B, S, D), in place of `input_ids`.
+            position_ids: (B, S) or (1, S).
+            token_type_ids: ignored.
+            labels: what the head is to be trained on, as its class says; the output then holds the loss.
+            output_hidden_states: also return the hidden states.
+            output_attentions: also return the attention probabilities.
+
+        Raises:
+            ValueError: see `model.check_inputs`; labels that do not fit the logits.
+        """
+        output = self.distilbert(
+            input_ids,
+            attention_mask,
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        logits = self.head(output.last_hidden_state)
+        loss = None if labels is None else self.loss(logits, labels)
+        return LogitsOutput(logits, loss, output.hidden_states, output.attentions)
+
+
+class DistilBertForMaskedLM(ModelWithHead):
+    """Which token belongs here? Labels: (B, S) token ids, -100 where there is nothing to predict."""
+
+    def __init__(self, config: DistilBertConfig) -> None:
+        super().__init__(config)
+        self.vocab_transform = nn.Linear(config.dim, config.dim)
+        self.activation = activation(config)
+        self.vocab_layer_norm = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
+        self.vocab_projector = nn.Linear(config.dim, config.vocab_size)
+        self.init_weights(self.vocab_transform, self.vocab_layer_norm, self.vocab_projector)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Make the projector's weight the word-embedding table itself (Press & Wolf 2017) where the config says so."""
+        if self.config.tie_word_embeddings:
+            self.vocab_projector.weight = self.distilbert.embeddings.word_embeddings.weight
+
+    def head(self, hidden_states: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, V)."""
+        return self.vocab_projector(self.vocab_layer_norm(self.activation(self.vocab_transform(hidden_states))))
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy over the labelled positions."""
+        return cross_entropy(logits, labels)
+
+
+class DistilBertForSequenceClassification(ModelWithHead):
+    """Which class is this text? Read off the first token's hidden state, [CLS].
+
+    Labels, by `config.problem_type`: single_label_classification, (B,) class numbers (int64);
+    multi_label_classification, (B, L) floats, 0 or 1; regression, (B,) or (B, L) floats. Without a problem type it is
+    inferred from the labels at each call: regression where L is 1, single label for integers, else multi label.
+    """
+
+    head_has_labels = True
+
+    def __init__(self, config: DistilBertConfig) -> None:
+        super().__init__(config)
+        self.pre_classifier = nn.Linear(config.dim, config.dim)
+        self.activation = nn.ReLU()
+        self.dropout = nn.Dropout(config.seq_classif_dropout)
+        self.classifier = nn.Linear(config.dim, config.num_labels)
+        self.init_weights(self.pre_classifier, self.classifier)
+
+    def head(self, hidden_states: Tensor) -> Tensor:
+        """(B, S, D) -> (B, L)."""
+        return self.classifier(self.dropout(self.activation(self.pre_classifier(hidden_states[:, 0]))))
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy, binary cross-entropy with logits, or mean squared error."""
+        problem_type = self.config.problem_type
+        if problem_type is None and logits.shape[-1] == 1:
+            problem_type = "regression"
+        elif problem_type is None:
+            problem_type = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+        if problem_type == "single_label_classification":
+            return cross_entropy(logits, labels)
+        if not labels.is_floating_point() or labels.numel() != logits.numel():
+            raise ValueError(
+                f"{problem_type} needs floating-point labels of shape {tuple(logits.shape)}, "
+                f"got {labels.dtype} of shape {tuple(labels.shape)}"
+            )
+        loss = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
+        return loss(logits, labels.view(logits.shape))
+
+
+class DistilBertForTokenClassification(ModelWithHead):
+    """Which class is each token? Labels: (B, S) class numbers, -100 for tokens that take no part."""
+
+    head_has_labels = True
+
+    def __init__(self, config: DistilBertConfig) -> None:
+        super().__init__(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(config.dim, config.num_labels)
+        self.init_weights(self.classifier)
+
+    def head(self, hidden_states: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, L)."""
+        return self.classifier(self.dropout(hidden_states))
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy over the labelled tokens."""
+        return cross_entropy(logits, labels)
+
+
+class DistilBertForMultipleChoice(ModelWithHead):
+    """Which of C texts fits best? Inputs have one more axis, (B, C, S). Labels: (B,) numbers of the right choice."""
+
+    def __init__(self, config: DistilBertConfig) -> None:
+        super().__init__(config)
+        self.pre_classifier = nn.Linear(config.dim, config.dim)
+        self.activation = nn.ReLU()
+        self.dropout = nn.Dropout(config.seq_classif_dropout)
+        self.classifier = nn.Linear(config.dim, 1)
+        self.init_weights(self.pre_classifier, self.classifier)
+
+    def head(self, hidden_states: Tensor) -> Tensor:
+        """(B * C, S, D) -> (B * C, 1)."""
+        return self.classifier(self.dropout(self.activation(self.pre_classifier(hidden_states[:, 0]))))
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy over the choices."""
+        return cross_entropy(logits, labels)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> LogitsOutput:
+        """Score each choice as a text of its own: (B, C, S) is run as (B * C, S).
+
+        Args:
+            input_ids: (B, C, S).
+            attention_mask: (B, C, S).
+            inputs_embeds: (B, C, S, D), in place of `input_ids`.
+            position_ids: (B, C, S).
+            token_type_ids: ignored.
+            labels: (B,).
+            output_hidden_states: also return the hidden states, each (B * C, S, D).
+            output_attentions: also return the attention probabilities, each (B * C, H, S, S).
+
+        Raises:
+            ValueError: an input without the axis of choices; else as for the other heads.
+        """
+        for name, tensor, rank in (("input_ids", input_ids, 3), ("inputs_embeds", inputs_embeds, 4)):
+            if tensor is not None and tensor.ndim != rank:
+                raise ValueError(f"{name} must have shape (B, C, S{', D' * (rank - 3)}), got {tuple(tensor.shape)}")
+        choices = next((t.shape[1] for t in (input_ids, inputs_embeds) if t is not None), 1)
+        output = super().forward(
+            flatten_choices(input_ids),
+            flatten_choices(attention_mask),
+            inputs_embeds=flatten_choices(inputs_embeds),
+            position_ids=flatten_choices(position_ids),
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        output.logits = output.logits.view(-1, choices)  # (B, C)
+        output.loss = None if labels is None else self.loss(output.logits, labels)
+        return output
+
+
+class DistilBertForQuestionAnswering(PreTrainedModel):
+    """Where in the text is the answer? Two logits a token: that the answer begins there, that it ends there."""
+
+    def __init__(self, config: DistilBertConfig) -> None:
+        super().__init__(config)
+        if config.num_labels != 2:
+            raise ValueError(f"question answering has 2 labels, begin and end, but num_labels is {config.num_labels}")
+        self.distilbert = DistilBertModel(config)
+        self.dropout = nn.Dropout(config.qa_dropout)
+        self.qa_outputs = nn.Linear(config.dim, 2)
+        self.init_weights(self.qa_outputs)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> SpanOutput:
+        """Run the encoder and the head.
+
+        Args:
+            input_ids: as for `DistilBertModel`, like the arguments not named here.
+            attention_mask: (B, S), 1 = real token, 0 = padding.
+            inputs_embeds: (B, S, D), in place of `input_ids`.
+            position_ids: (B, S) or (1, S).
+            token_type_ids: ignored.
+            start_positions: (B,) token at which the answer begins; clamped to 0..S, and S takes no part in the loss.
+            end_positions: (B,) token at which it ends.
+            output_hidden_states: also return the hidden states.
+            output_attentions: also return the attention probabilities.
+
+        Raises:
+            ValueError: see `model.check_inputs`; one position without the other.
+        """
+        if (start_positions is None) != (end_positions is None):
+            raise ValueError("pass both start_positions and end_positions, or neither")
+        output = self.distilbert(
+            input_ids,
+            attention_mask,
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        start_logits, end_logits = self.qa_outputs(self.dropout(output.last_hidden_state)).unbind(-1)  # (B, S) each
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = (span_loss(start_logits, start_positions) + span_loss(end_logits, end_positions)) / 2
+        return SpanOutput(start_logits, end_logits, loss, output.hidden_states, output.attentions)
+
+
+def flatten_choices(tensor: Tensor | None) -> Tensor | None:
+    """(B, C, …) -> (B * C, …)."""
+    return None if tensor is None else tensor.flatten(0, 1)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of (…, L) logits against (…) class numbers; labels of -100 take no part.
+
+    Raises:
+        ValueError: labels of another shape, dtype or range.
+    """
+    n_classes = logits.shape[-1]
+    if labels.dtype != torch.int64 or labels.numel() * n_classes != logits.numel():
+        raise ValueError(
+            f"labels must be int64 of shape {tuple(logits.shape[:-1])}, "
+            f"got {labels.dtype} of shape {tuple(labels.shape)}"
+        )
+    if not torch.compiler.is_compiling():  # a look at values costs a synchronisation on a GPU
+        wrong = (labels != IGNORE) & ((labels < 0) | (labels >= n_classes))
+        if wrong.any():
+            raise ValueError(f"labels contain {labels[wrong][0].item()}, but the classes are 0 to {n_classes - 1}")
+    return F.cross_entropy(logits.view(-1, n_classes), labels.view(-1), ignore_index=IGNORE)
+
+
+def span_loss(logits: Tensor, positions: Tensor) -> Tensor:
+    """Mean cross-entropy of (B, S) logits against (B,) positions, those outside the text clamped.
+
+    Raises:
+        ValueError: positions of another shape or dtype.
+    """
+    batch, length = logits.shape
+    if positions.dtype != torch.int64 or positions.numel() != batch:
+        raise ValueError(
+            f"positions must be int64 of shape ({batch},), got {positions.dtype} of {tuple(positions.shape)}"
+        )
+    return F.cross_entropy(logits, positions.view(-1).clamp(0, length), ignore_index=length)

@@ -1,0 +1,72 @@
+"""From an attention mask of zeros and ones to the numbers that are added to the attention scores.
+
+Shapes: B batch, S tokens, H heads. A mask hides KEYS, the columns of the (query, key) scores. The rows of padded
+queries still hold attention that sums to 1; nobody reads them.
+"""
+
+import torch
+from torch import Tensor
+
+
+def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn 1 = real token, 0 = padding into 0 = attend, `finfo(dtype).min` = ignore.
+
+    Why add, not multiply: adding before the softmax leaves the rows summing to 1 over the real keys; multiplying
+    after it does not. Why the dtype's own minimum: it swallows any score (in float16 a score of -16 or less turns
+    it into -inf, which does no harm beside one real key), and exp() of it is exactly 0. Why not -inf: a row with
+    nothing to attend to would be NaN.
+
+    Args:
+        attention_mask: (B, S), 1 = a key to attend to; or (B, 1 or H, S, S) bool, True = this query may attend to
+            this key. See `check_attention_mask`.
+        dtype: that of the hidden states.
+
+    Returns:
+        (B, 1, 1, S), broadcast over the heads and queries of the (B, H, S, S) scores; or (B, 1 or H, S, S).
+
+    Source: Vaswani et al. 2017, section 3.2.3 ("setting to -inf all values in the input of the softmax").
+    """
+    ignore = attention_mask == 0
+    if ignore.ndim == 2:
+        ignore = ignore[:, None, None, :]  # (B, 1, 1, S)
+    return torch.zeros_like(ignore, dtype=dtype).masked_fill(ignore, torch.finfo(dtype).min)
+
+
+def check_attention_mask(attention_mask: Tensor, batch: int, length: int, heads: int) -> None:
+    """Refuse what would be silently wrong: a mask of another shape, of other numbers, or with an empty row.
+
+    Values are looked at only outside compilation: they cost a synchronisation on a GPU.
+
+    Args:
+        attention_mask: (batch, length) of bools or of numbers that are exactly 0 or 1; or bools of shape
+            (batch, 1 or heads, length, length).
+        batch: B of the input.
+        length: S of the input.
+        heads: H of the model.
+
+    Raises:
+        ValueError: anything else, or a row that may attend to nothing.
+    """
+    if not isinstance(attention_mask, Tensor):
+        raise ValueError(f"attention_mask must be a tensor, got {type(attention_mask).__name__}")
+    patterns = [(batch, 1, length, length), (batch, heads, length, length)]
+    if attention_mask.shape != (batch, length) and attention_mask.shape not in patterns:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, but the input needs ({batch}, {length}), "
+            f"1 = real token, or bools of shape ({batch}, 1 or {heads}, {length}, {length})"
+        )
+    if attention_mask.ndim == 4 and attention_mask.dtype != torch.bool:
+        raise ValueError(
+            f"a 4-D attention_mask must be bool, True = may attend, got {attention_mask.dtype}: "
+            f"an additive mask of 0 and -10000 would be read as its opposite"
+        )
+    if torch.compiler.is_compiling():
+        return
+    wrong = (attention_mask != 0) & (attention_mask != 1)
+    if wrong.any():
+        raise ValueError(
+            f"attention_mask must hold only 0 (padding) and 1 (real token), got {attention_mask[wrong][0].item()}"
+        )
+    empty = ~attention_mask.bool().any(dim=-1)
+    if empty.any():
+        raise ValueError(f"attention_mask row {empty.nonzero()[0].tolist()} is all 0: it may attend to nothing")

@@ -1,0 +1,253 @@
+"""What the encoder and its heads promise, transformers aside."""
+
+import copy
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import minibert
+
+from .models import BASE_SIZES, HEADS, SIZES, batch, labels, model, tensors
+
+each_head = pytest.mark.parametrize("head", HEADS)
+ALL = {"output_hidden_states": True, "output_attentions": True}
+
+
+def assert_same(first, second):
+    first, second = tensors(first), tensors(second)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.mark.parametrize("mask", ["ragged", "holes"])
+def test_ids_in_padded_slots_leave_real_positions_bit_equal(mask):
+    each, inputs = model(), batch(mask=mask)
+    real = inputs["attention_mask"].bool()
+    other = inputs | {"input_ids": torch.where(real, inputs["input_ids"], torch.randint(1, 50, real.shape))}
+    assert not torch.equal(inputs["input_ids"], other["input_ids"])
+    assert torch.equal(each(**inputs).last_hidden_state[real], each(**other).last_hidden_state[real])
+
+
+def test_without_the_mask_they_do_not():
+    each, inputs = model(), batch()
+    real = inputs["attention_mask"].bool()
+    other = torch.where(real, inputs["input_ids"], inputs["input_ids"] + 1)
+    first, second = each(inputs["input_ids"]), each(other)
+    assert (first.last_hidden_state[real] - second.last_hidden_state[real]).abs().max() > 0.1
+
+
+@each_head
+def test_permuting_the_batch_permutes_the_result(head):
+    # To rounding: a matrix product may sum a row in another order when the row stands elsewhere in its block.
+    each, inputs = model(head).double(), batch(head)
+    order = torch.tensor([2, 0, 1])
+    permuted = each(**{name: tensor[order] for name, tensor in inputs.items()})
+    for name, tensor in tensors(each(**inputs)).items():
+        assert (tensors(permuted)[name] - tensor[order]).abs().max() < 1e-12, name
+        assert (tensors(permuted)[name] - tensor).abs().max() > 1e-3, name
+
+
+def test_padded_embeddings_get_a_gradient_of_exactly_zero():
+    each, inputs = model("DistilBertForSequenceClassification"), batch()
+    embeds = each.distilbert.embeddings.word_embeddings(inputs.pop("input_ids")).detach().requires_grad_()
+    each(**inputs, inputs_embeds=embeds).logits.sum().backward()
+    real = inputs["attention_mask"].bool()
+    assert (embeds.grad[~real] == 0).all()
+    assert (embeds.grad[real] != 0).any(dim=-1).all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+def test_a_padded_row_is_the_row_alone_to_rounding(dtype, tolerance):
+    each = model(**BASE_SIZES, dim=768, n_heads=12, n_layers=6, hidden_dim=3072).to(dtype)
+    ids = torch.randint(1, 1000, (2, 24))
+    mask = (torch.arange(24) < torch.tensor([9, 24])[:, None]).long()
+    with torch.no_grad():
+        padded, alone = each(ids, mask).last_hidden_state[0, :9], each(ids[:1, :9]).last_hidden_state[0]
+        leaking = each(ids).last_hidden_state[0, :9]
+    assert (padded - alone).abs().max() < tolerance
+    assert (leaking - alone).abs().max() > 1e-2
+
+
+def test_left_padding_needs_position_ids():
+    each = model().double()
+    ids = torch.randint(1, 50, (1, 4))
+    left = torch.cat([torch.zeros(1, 3, dtype=torch.long), ids], dim=1)
+    mask = (left != 0).long()
+    alone = each(ids).last_hidden_state
+    position_ids = (mask.cumsum(1) - 1).clamp(min=0)
+    assert (each(left, mask, position_ids=position_ids).last_hidden_state[:, 3:] - alone).abs().max() < 1e-12
+    assert (each(left, mask).last_hidden_state[:, 3:] - alone).abs().max() > 0.1
+
+
+@each_head
+def test_word_embeddings_can_be_given_in_place_of_ids(head):
+    each, inputs = model(head), batch(head)
+    encoder = getattr(each, "distilbert", each)
+    embeds = encoder.embeddings.word_embeddings(inputs["input_ids"])
+    expected = each(**inputs, **ALL)
+    assert_same(each(inputs_embeds=embeds, attention_mask=inputs["attention_mask"], **ALL), expected)
+
+
+@each_head
+def test_segment_ids_of_another_tokenizer_are_ignored(head):
+    each, inputs = model(head), batch(head)
+    assert_same(each(**inputs, token_type_ids=torch.ones_like(inputs["input_ids"])), each(**inputs))
+
+
+@each_head
+def test_nothing_more_is_returned_than_asked_for(head):
+    each, inputs = model(head), batch(head)
+    output = each(**inputs)
+    assert output.hidden_states is None
+    assert output.attentions is None
+    assert getattr(output, "loss", None) is None
+    output = each(**inputs, **ALL)
+    rows = 6 if head == "DistilBertForMultipleChoice" else 3
+    assert [tuple(h.shape) for h in output.hidden_states] == [(rows, 7, 32)] * 3
+    assert [tuple(a.shape) for a in output.attentions] == [(rows, 4, 7, 7)] * 2
+    if head == "DistilBertModel":
+        assert torch.equal(output.hidden_states[-1], output.last_hidden_state)
+
+
+def test_attentions_are_the_probabilities_before_dropout():
+    each = model(attention_dropout=0.5).train()
+    for probs in each(**batch(), output_attentions=True).attentions:
+        assert torch.allclose(probs.sum(-1), torch.ones(3, 4, 7))
+
+
+@each_head
+def test_compiles_as_one_graph(head):
+    # The "eager" backend runs the captured graph with PyTorch's own kernels: no C++ compiler needed.
+    each, inputs = model(head), batch(head)
+    compiled = torch.compile(each, fullgraph=True, backend="eager")
+    if HEADS[head]:
+        inputs |= labels(head, inputs["input_ids"])
+    assert_same(compiled(**inputs, **ALL), each(**inputs, **ALL))
+    with pytest.raises(Exception, match="attention_mask has shape"):  # shapes are checked there too
+        compiled(inputs["input_ids"], torch.ones(*inputs["input_ids"].shape[:-1], 2))
+
+
+@each_head
+def test_survives_pickling_and_copying(head):
+    each, inputs = model(head), batch(head)
+    for other in (pickle.loads(pickle.dumps(each)), copy.deepcopy(each)):
+        assert_same(other(**inputs), each(**inputs))
+        assert [name for name, _ in other.named_parameters()] == [name for name, _ in each.named_parameters()]
+
+
+def test_threads_may_share_a_model():
+    each = model()
+    inputs = [batch(mask=mask) for mask in ("ragged", "holes", "ones", "left") * 8]
+    expected = [each(**i, **ALL) for i in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for output, known in zip(pool.map(lambda i: each(**i, **ALL), inputs), expected, strict=True):
+            assert_same(output, known)
+
+
+@each_head
+def test_moves_to_another_device_and_dtype(head):
+    each = model(head)
+    assert (each.device.type, each.dtype) == ("cpu", torch.float32)
+    assert each.to(torch.float64).dtype == torch.float64
+    assert each.to("meta").device.type == "meta"
+
+
+def test_the_masked_lm_projector_is_the_embedding_table():
+    each = model("DistilBertForMaskedLM")
+    assert each.vocab_projector.weight is each.distilbert.embeddings.word_embeddings.weight
+    untied = model("DistilBertForMaskedLM", tie_word_embeddings=False)
+    assert untied.vocab_projector.weight is not untied.distilbert.embeddings.word_embeddings.weight
+
+
+def test_fresh_weights_have_the_configs_spread():
+    each = minibert.DistilBertForMaskedLM(minibert.DistilBertConfig(vocab_size=2000, dim=128, n_layers=1, n_heads=4))
+    for name, parameter in each.named_parameters():
+        if name.endswith("bias"):
+            assert (parameter == 0).all(), name
+        elif "norm" in name.lower():
+            assert (parameter == 1).all(), name
+        else:
+            assert 0.019 < parameter.std() < 0.021, name
+    assert (each.distilbert.embeddings.word_embeddings.weight[0] == 0).all()
+
+
+IDS = torch.ones(2, 3, dtype=torch.long)
+EMBEDS = torch.zeros(2, 3, SIZES["dim"])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({}, "either input_ids or inputs_embeds"),
+        ({"input_ids": IDS, "inputs_embeds": EMBEDS}, "either input_ids or inputs_embeds"),
+        ({"input_ids": [[1, 2]]}, "must be a tensor of int64 or int32, got list"),
+        ({"input_ids": IDS.float()}, "got torch.float32"),
+        ({"input_ids": IDS.bool()}, "got torch.bool"),
+        ({"input_ids": IDS[0]}, r"got \(3,\): one sequence is a batch of one"),
+        ({"input_ids": IDS[:, :0]}, r"at least one token, got \(2, 0\)"),
+        ({"input_ids": IDS[:0]}, r"got \(0, 3\)"),
+        ({"input_ids": IDS * 50}, "contain 50 but vocab_size is 50: tokenizer and model do not match"),
+        ({"input_ids": IDS - 2}, "contain -1 but vocab_size is 50"),
+        ({"input_ids": torch.ones(1, 17, dtype=torch.long)}, "17 tokens but this model has 16 positions: .*truncation"),
+        ({"inputs_embeds": EMBEDS[..., 1:]}, r"shape \(B, S, 32\), got \(2, 3, 31\)"),
+        ({"inputs_embeds": EMBEDS[0]}, r"got \(3, 32\)"),
+        ({"inputs_embeds": EMBEDS[:, :0]}, r"got \(2, 0, 32\)"),
+        ({"input_ids": IDS, "position_ids": IDS[:, :2]}, r"\(2 or 1, 3\), got \(2, 2\)"),
+        ({"input_ids": IDS, "position_ids": IDS * 16}, "contain 16 but max_position_embeddings is 16"),
+        ({"input_ids": IDS, "position_ids": IDS.float()}, "position_ids must be a tensor of int64"),
+    ],
+)
+def test_an_input_that_cannot_be_right_is_refused(inputs, says):
+    with pytest.raises(ValueError, match=says):
+        model()(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("head", "wrong", "says"),
+    [
+        ("DistilBertForSequenceClassification", {"labels": torch.tensor([0, 2])}, "contain 2, .* classes are 0 to 1"),
+        ("DistilBertForSequenceClassification", {"labels": torch.tensor([0])}, r"int64 of shape \(2,\), got .* \(1,\)"),
+        ("DistilBertForSequenceClassification", {"labels": torch.tensor([0.0, 1.0])}, r"floating-point .*\(2, 2\)"),
+        ("DistilBertForSequenceClassification", {"labels": IDS[:, 0].int()}, "int64 .* got torch.int32"),
+        ("DistilBertForTokenClassification", {"labels": IDS - 3}, "contain -2"),
+        ("DistilBertForMaskedLM", {"labels": IDS[:, :2]}, r"shape \(2, 3\), got torch.int64 of shape \(2, 2\)"),
+        ("DistilBertForQuestionAnswering", {"start_positions": IDS[:, 0]}, "both start_positions and end_positions"),
+        (
+            "DistilBertForQuestionAnswering",
+            {"start_positions": IDS[0], "end_positions": IDS[0]},
+            r"int64 of shape \(2,\)",
+        ),
+        ("DistilBertForMultipleChoice", {}, r"shape \(B, C, S\), got \(2, 3\)"),
+        ("DistilBertForMultipleChoice", {"input_ids": None}, "either input_ids or inputs_embeds"),
+    ],
+)
+def test_labels_and_shapes_that_do_not_fit_the_head_are_refused(head, wrong, says):
+    with pytest.raises(ValueError, match=says):
+        model(head)(**{"input_ids": IDS} | wrong)
+
+
+def test_a_padded_forward_stays_within_what_a_reader_can_follow():
+    # transformers 5.23 enters 11 files and 61 functions and executes 306 lines for the same two layers.
+    each, inputs = model(), batch()
+    functions, lines = set(), set()
+
+    def trace(frame, event, argument):
+        code = frame.f_code
+        if "torch" in code.co_filename:
+            return None
+        if event == "line":
+            lines.add((code.co_filename, frame.f_lineno))
+        functions.add((code.co_filename, code.co_qualname))
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    each(**inputs)
+    sys.settrace(before)
+    assert len({file for file, _ in functions}) <= 3, functions
+    assert len(functions) <= 14, functions
+    assert 20 < len(lines) <= 80, len(lines)
