@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import DistilBertConfig
+from .mask import has_values
 from .model import LAYER_NORM_EPS, DistilBertModel, activation
 from .pretrained import PreTrainedModel
 
@@ -333,7 +334,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
             f"labels must be int64 of shape {tuple(logits.shape[:-1])}, "
             f"got {labels.dtype} of shape {tuple(labels.shape)}"
         )
-    if not torch.compiler.is_compiling():  # a look at values costs a synchronisation on a GPU
+    if has_values(labels):
         wrong = (labels != IGNORE) & ((labels < 0) | (labels >= n_classes))
         if wrong.any():
             raise ValueError(f"labels contain {labels[wrong][0].item()}, but the classes are 0 to {n_classes - 1}")

@@ -60,7 +60,7 @@ def check_attention_mask(attention_mask: Tensor, batch: int, length: int, heads:
             f"a 4-D attention_mask must be bool, True = may attend, got {attention_mask.dtype}: "
             f"an additive mask of 0 and -10000 would be read as its opposite"
         )
-    if torch.compiler.is_compiling():
+    if not has_values(attention_mask):
         return
     wrong = (attention_mask != 0) & (attention_mask != 1)
     if wrong.any():
@@ -70,3 +70,8 @@ def check_attention_mask(attention_mask: Tensor, batch: int, length: int, heads:
     empty = ~attention_mask.bool().any(dim=-1)
     if empty.any():
         raise ValueError(f"attention_mask row {empty.nonzero()[0].tolist()} is all 0: it may attend to nothing")
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a check may look at values: not while compiling, nor on the meta device, which has shapes only."""
+    return not (torch.compiler.is_compiling() or tensor.is_meta)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import DistilBertConfig
-from .mask import additive_mask, check_attention_mask
+from .mask import additive_mask, check_attention_mask, has_values
 from .pretrained import PreTrainedModel
 
 LAYER_NORM_EPS = 1e-12
@@ -268,7 +268,7 @@ def check_ids(name: str, ids: object, size_name: str, size: int) -> None:
             f"{name} must have shape (B, S), at least one token, got {tuple(ids.shape)}: one sequence is a batch of "
             f"one, ids[None]"
         )
-    if not torch.compiler.is_compiling() and not 0 <= ids.min() <= ids.max() < size:
+    if has_values(ids) and not 0 <= ids.min() <= ids.max() < size:
         wrong = ids.min() if ids.min() < 0 else ids.max()
         hint = ": tokenizer and model do not match" if name == "input_ids" else ""
         raise ValueError(f"{name} contain {wrong.item()} but {size_name} is {size}{hint}")

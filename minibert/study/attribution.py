@@ -1,0 +1,158 @@
+"""Which tokens an answer rests on: attention rollout, gradient x input, integrated gradients; and the logit lens."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..heads import DistilBertForMaskedLM, DistilBertForSequenceClassification
+from .report import Report, table
+
+
+def rollout(attentions: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
+    """Follow attention through all layers, half of each token's flow being its residual connection.
+
+    Args:
+        attentions: n_layers of (B, H, S, S), as `output_attentions=True` gives them.
+        attention_mask: (B, S), 1 = real token.
+
+    Returns:
+        (B, S, S): how much of each real query's last hidden state comes from each real token's embedding. Rows of
+        real queries sum to 1; rows and columns of padding are 0.
+
+    Source: Abnar & Zuidema 2020, section 3.
+    """
+    real = attention_mask.bool()  # (B, S)
+    pairs = real[:, :, None] & real[:, None, :]  # (B, S, S)
+    identity = torch.eye(real.shape[1], device=real.device).expand_as(pairs) * pairs
+    flow = identity
+    for probs in attentions:
+        mixed = (probs.mean(dim=1) * pairs + identity) / 2
+        flow = mixed / mixed.sum(-1, keepdim=True).clamp(min=torch.finfo(mixed.dtype).tiny) @ flow
+    return flow
+
+
+@dataclass
+class Attribution(Report):
+    """How much each token speaks for a class.
+
+    Args:
+        scores: (B, S), 0 at padding.
+        target: (B,) class whose logit is explained.
+        logits: (B, L) of the model.
+        explained: (B,) sum of the scores.
+        to_explain: (B,) what integrated gradients sum to in the limit of many steps: the target's logit less that of
+            the baseline; None for gradient x input, which has no such rule.
+    """
+
+    scores: Tensor
+    target: Tensor
+    logits: Tensor
+    explained: Tensor
+    to_explain: Tensor | None
+
+    def __str__(self) -> str:
+        """Return a row for each token of each text, by number."""
+        rows = [(row, i, x) for row, scores in enumerate(self.scores.tolist()) for i, x in enumerate(scores)]
+        return table(("row", "token", "score"), rows)
+
+
+def gradient_times_input(
+    model: DistilBertForSequenceClassification, batch: Mapping[str, Tensor], target: Tensor | None = None
+) -> Attribution:
+    """Multiply each word embedding by the gradient of the target's logit with respect to it.
+
+    Args:
+        model: a classifier in eval mode.
+        batch: input_ids and attention_mask (B, S).
+        target: (B,) classes; None explains the predicted ones.
+
+    Source: Shrikumar et al. 2016.
+    """
+    embeds = _word_embeddings(model, batch)
+    logits, target = _predict(model, embeds, batch, target)
+    scores = (_gradient(model, embeds, batch, target) * embeds).sum(-1)
+    return Attribution(scores, target, logits, scores.sum(-1), None)
+
+
+def integrated_gradients(
+    model: DistilBertForSequenceClassification,
+    batch: Mapping[str, Tensor],
+    target: Tensor | None = None,
+    steps: int = 32,
+) -> Attribution:
+    """Integrate the gradient on the straight way from a baseline, every word embedding that of [PAD], to the input.
+
+    Args:
+        model: a classifier in eval mode.
+        batch: input_ids and attention_mask (B, S).
+        target: (B,) classes; None explains the predicted ones.
+        steps: points on the way (midpoint rule). Compare `explained` with `to_explain` to see whether they are enough.
+
+    Raises:
+        ValueError: the model has no padding token; fewer than one step.
+
+    Source: Sundararajan et al. 2017.
+    """
+    if model.config.pad_token_id is None:
+        raise ValueError("integrated gradients start from [PAD], and config.pad_token_id is None")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    embeds = _word_embeddings(model, batch)
+    logits, target = _predict(model, embeds, batch, target)
+    pad = torch.full_like(batch["input_ids"], model.config.pad_token_id)
+    baseline = model.distilbert.embeddings.word_embeddings(pad).detach()
+    gradients = [
+        _gradient(model, baseline + (embeds - baseline) * (step + 0.5) / steps, batch, target) for step in range(steps)
+    ]
+    scores = (torch.stack(gradients).mean(0) * (embeds - baseline)).sum(-1)
+    start, _ = _predict(model, baseline, batch, target)
+    gained = (logits - start).gather(1, target[:, None])[:, 0]
+    return Attribution(scores, target, logits, scores.sum(-1), gained)
+
+
+@torch.no_grad()
+def logit_lens(model: DistilBertForMaskedLM, batch: Mapping[str, Tensor]) -> Tensor:
+    """Read each layer's hidden states with the masked-LM head, as if they were the last.
+
+    The lens was made for models that normalize before each block, whose residual stream one final LayerNorm reads.
+    DistilBERT normalizes after each block, so each layer has a basis and a scale of its own: expect the lens to be
+    blurred in the lower layers, and compare shapes of distributions rather than logits.
+
+    Args:
+        model: a masked-LM model.
+        batch: input_ids and attention_mask (B, S).
+
+    Returns:
+        (n_layers + 1, B, S, V) logits, the embeddings' first, the model's own last.
+
+    Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+    """
+    hidden_states = model.distilbert(
+        batch["input_ids"], batch.get("attention_mask"), output_hidden_states=True
+    ).hidden_states
+    return torch.stack([model.head(hidden) for hidden in hidden_states])
+
+
+def _word_embeddings(model: DistilBertForSequenceClassification, batch: Mapping[str, Tensor]) -> Tensor:
+    return model.distilbert.embeddings.word_embeddings(batch["input_ids"]).detach()  # (B, S, D)
+
+
+@torch.no_grad()
+def _predict(
+    model: DistilBertForSequenceClassification, embeds: Tensor, batch: Mapping[str, Tensor], target: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, L), and the classes to explain (B,)."""
+    logits = model(inputs_embeds=embeds, attention_mask=batch.get("attention_mask")).logits
+    return logits, logits.argmax(-1) if target is None else target
+
+
+def _gradient(
+    model: DistilBertForSequenceClassification, embeds: Tensor, batch: Mapping[str, Tensor], target: Tensor
+) -> Tensor:
+    """Gradient of the target's logit with respect to the word embeddings, (B, S, D)."""
+    embeds = embeds.detach().requires_grad_()
+    logits = model(inputs_embeds=embeds, attention_mask=batch.get("attention_mask")).logits
+    (gradient,) = torch.autograd.grad(logits.gather(1, target[:, None]).sum(), embeds)
+    return gradient

@@ -1,0 +1,160 @@
+"""Change a part of the computation and see what the answer makes of it: ablation and activation patching."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..pretrained import PreTrainedModel
+from .report import Report, table
+from .steps import capture, edit
+
+
+@contextmanager
+def ablate_heads(model: PreTrainedModel, heads: Iterable[tuple[int, int]], how: str = "zero") -> Iterator[None]:
+    """Take attention heads out while the model runs: what they say is replaced, for every token.
+
+    Args:
+        model: any model.
+        heads: pairs of (layer, head), from 0.
+        how: "zero", or "mean": the head's mean over all real tokens of the batch, which leaves its bias in place and
+            removes what it tells tokens apart by.
+
+    Raises:
+        ValueError: a layer or head that the model does not have; another `how`; during the forward, "mean" with a
+            mask that is not a padding mask, where which tokens are real is undefined.
+
+    Source: Michel et al. 2019, "Are Sixteen Heads Really Better than One?" (zero).
+    """
+    if how not in ("zero", "mean"):
+        raise ValueError(f"how must be 'zero' or 'mean', got {how!r}")
+    of_layer: defaultdict[int, list[int]] = defaultdict(list)
+    for layer, head in heads:
+        if not (0 <= layer < model.config.n_layers and 0 <= head < model.config.n_heads):
+            raise ValueError(
+                f"no head {(layer, head)}: the model has {model.config.n_layers} layers of {model.config.n_heads} heads"
+            )
+        of_layer[layer].append(head)
+
+    def ablate(context: Tensor, name: str) -> Tensor:  # (B, H, S, E)
+        layer = int(name.split(".")[-3])
+        context = context.clone()
+        mask = masks.pop(name.replace(".context", ".mask"), None)  # taken away: the next forward may have none
+        for head in of_layer[layer]:
+            context[:, head] = 0 if how == "zero" else _real_tokens(context[:, head], mask).mean(0)
+        return context
+
+    names = [_attention(model, layer, "context") for layer in of_layer]
+    with capture(model, "*.attention.mask") as masks, edit(model, dict.fromkeys(names, ablate)):
+        yield
+
+
+def _real_tokens(values: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, S, E) and an additive mask -> (T, E), the real tokens."""
+    if mask is None:
+        return values.flatten(0, 1)
+    if mask.shape[1:3] != (1, 1):
+        raise ValueError(f"how='mean' needs a padding mask, (B, S), to know the real tokens; got {tuple(mask.shape)}")
+    return values[mask[:, 0, 0] == 0]
+
+
+@dataclass
+class Patching(Report):
+    """What patching one place at a time does to a metric.
+
+    Args:
+        axes: the names of the axes of `patched`.
+        clean: the metric of the clean run.
+        corrupt: the metric of the corrupt run.
+        patched: the metric of the corrupt run with one clean value in it: (n_layers + 1, positions), hidden states
+            with the embeddings first; or (n_layers, n_heads).
+    """
+
+    axes: tuple[str, str]
+    clean: float
+    corrupt: float
+    patched: Tensor
+
+    def __str__(self) -> str:
+        """Return the share of the way from the corrupt to the clean metric that each place restores."""
+        restored = (self.patched - self.corrupt) / (self.clean - self.corrupt)
+        header = (self.axes[0], *(f"{self.axes[1]} {i}" for i in range(self.patched.shape[1])))
+        return f"clean {self.clean:.4f}, corrupt {self.corrupt:.4f}; restored by each place:\n" + table(
+            header, ((layer, *(f"{x:.0%}" for x in row)) for layer, row in enumerate(restored.tolist()))
+        )
+
+
+@torch.no_grad()
+def patch(
+    model: PreTrainedModel,
+    clean: Mapping[str, Tensor],
+    corrupt: Mapping[str, Tensor],
+    points: str,
+    metric: Callable[[Any], Tensor],
+) -> Patching:
+    """Run the corrupt batch with one value of the clean run in it, for each place in turn (activation patching).
+
+    Args:
+        model: any model.
+        clean: input_ids and attention_mask (B, S).
+        corrupt: the same number of rows, each with as many real tokens as the clean row; padded as it likes, since
+            positions are counted in real tokens.
+        points: "position": the hidden states after each layer, at one real token; "head": what one head says, its
+            context, at all real tokens.
+        metric: from the model's output to a scalar, for instance `lambda output: output.logits[0, 1]`.
+
+    Raises:
+        ValueError: rows that do not line up; other points.
+
+    Source: Meng et al. 2022, section 2 (causal tracing); Vig et al. 2020.
+    """
+    if points not in ("position", "head"):
+        raise ValueError(f"points must be 'position' or 'head', got {points!r}")
+    for name, batch in (("clean", clean), ("corrupt", corrupt)):
+        if "attention_mask" not in batch:
+            raise ValueError(f"the {name} batch needs an attention_mask, to know its real tokens")
+    real, real_clean = corrupt["attention_mask"].bool(), clean["attention_mask"].bool()  # (B, S) each
+    if real.shape[0] != real_clean.shape[0] or not torch.equal(real.sum(1), real_clean.sum(1)):
+        raise ValueError(
+            f"rows must have as many real tokens in both batches, got {real_clean.sum(1).tolist()} in the clean one "
+            f"and {real.sum(1).tolist()} in the corrupt one"
+        )
+    rank, rank_clean = real.cumsum(1) - 1, real_clean.cumsum(1) - 1  # which real token of its row each one is
+    layers = range(model.config.n_layers)
+    if points == "position":
+        names = [f"{model.encoder_prefix}embeddings", *(_layer(model, i) + ".output_layer_norm" for i in layers)]
+        width = int(real.sum(1).max())
+    else:
+        names = [_attention(model, layer, "context") for layer in layers]
+        width = model.config.n_heads
+
+    with capture(model, *names) as source:
+        clean_metric = metric(model(**clean)).item()
+
+    def patched_metric(name: str, index: int) -> float:
+        def replace(value: Tensor) -> Tensor:
+            value = value.clone()
+            if points == "position":
+                value[real & (rank == index)] = source[name][real_clean & (rank_clean == index)]
+            else:  # (B, H, S, E) -> (B, S, E) of one head
+                value[:, index][real] = source[name][:, index][real_clean]
+            return value
+
+        with edit(model, {name: replace}):
+            return metric(model(**corrupt)).item()
+
+    patched = torch.tensor([[patched_metric(name, index) for index in range(width)] for name in names])
+    axes = ("layer", "head") if points == "head" else ("hidden state", "position")
+    return Patching(axes, clean_metric, metric(model(**corrupt)).item(), patched)
+
+
+def _layer(model: PreTrainedModel, layer: int) -> str:
+    return f"{model.encoder_prefix}transformer.layer.{layer}"
+
+
+def _attention(model: PreTrainedModel, layer: int, step: str) -> str:
+    return f"{_layer(model, layer)}.attention.{step}"

@@ -1,0 +1,52 @@
+"""What every result of the study has in common: it holds plain tensors, prints as a table, and goes into JSON."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+class Report:
+    """Base of the dataclasses that the instruments return."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, tensors as nested lists, for JSON."""
+        return {name: plain(value) for name, value in vars(self).items()}
+
+
+def plain(value: Any) -> Any:
+    """Turn tensors into nested lists, inside dicts, lists and reports too."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, Report):
+        return value.to_dict()
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Lay out rows under a header, columns aligned: text to the left, numbers to the right.
+
+    Args:
+        header: a title for each column.
+        rows: cells; a float is printed with four significant digits, anything else as it is.
+    """
+    body = [list(row) for row in rows]
+    numeric = [all(_is_number(row[i]) for row in body) for i in range(len(header))]
+    lines = [list(header), *([f"{x:.4g}" if isinstance(x, float) else str(x) for x in row] for row in body)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            f"{cell:>{width}}" if right else f"{cell:<{width}}"
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _is_number(cell: object) -> bool:
+    """Whether a cell is a number, be it one already formatted, such as "+ 0.5" or "12.0%"."""
+    return isinstance(cell, int | float) or str(cell).lstrip("+-= ")[:1].isdigit()

@@ -1,0 +1,161 @@
+"""Read or replace any value in a model's forward pass, by name.
+
+Every value in the formulas of `model.py` is a step: a submodule that returns its input. So its name is its path in
+the model, PyTorch's own forward hooks reach it, and a model without hooks runs as if there were no steps. Names may
+be shell patterns: `*.attention.probs`, `distilbert.transformer.layer.[01].*`. A submodule that returns several values
+(an attention, a block) stands for the first, which is the one that flows on.
+
+Hooks belong to the model: two threads that capture or edit one model see each other's. Of nested blocks the inner one
+acts later: a capture inside an edit sees the edited value, around it the value before.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import DistilBertConfig
+from ..model import DistilBertModel
+
+Edit = Tensor | Callable[[Tensor], Tensor] | Callable[[Tensor, str], Tensor]
+Destination = str | torch.device | torch.dtype | Callable[[Tensor], Tensor]
+LIMIT = 8 * 2**30  # bytes a capture may hold unless told otherwise
+
+
+@contextmanager
+def capture(
+    model: nn.Module, *patterns: str, to: Destination | None = None, limit: int = LIMIT
+) -> Iterator[dict[str, Tensor]]:
+    """Collect values while the model runs.
+
+    Args:
+        model: any model, with or without a head.
+        patterns: names of steps or submodules, or shell patterns; none means all of them.
+        to: what becomes of each value as it comes, so that a long batch need not be held whole: a device, a dtype,
+            or a function such as `lambda probs: probs.mean(dim=1)`.
+        limit: bytes that the collected values may take.
+
+    Yields:
+        A dict from name to value, filled in order of execution; a second forward replaces the first one's values.
+        The tensors keep their graph unless the forward runs under `torch.no_grad`.
+
+    Raises:
+        ValueError: a pattern that fits nothing; during the forward, more than `limit` bytes.
+    """
+    steps: dict[str, Tensor] = {}
+
+    def store(name: str, module: nn.Module, inputs: object, output: object) -> None:
+        value = output[0] if isinstance(output, tuple) else output
+        if not isinstance(value, Tensor):
+            return  # a whole model returns a dataclass, whose parts have names of their own
+        steps.pop(name, None)  # so that the order is that of the last forward
+        steps[name] = value if to is None else _send(value, to)
+        if (held := sum(tensor.nbytes for tensor in steps.values())) > limit:
+            steps.clear()
+            raise ValueError(
+                f"capture holds {held:,} bytes at {name}, more than limit={limit:,}: name fewer steps, send the values "
+                f"away with to=, or raise limit="
+            )
+
+    with ExitStack() as hooks:
+        for name in matching_names(model, patterns or ("*",)):
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(partial(store, name)))
+        yield steps
+
+
+@contextmanager
+def edit(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
+    """Replace values while the model runs; what follows is computed from the new ones.
+
+    Args:
+        model: any model, with or without a head.
+        edits: from a name or shell pattern to the new value, or to a function of (value) or (value, name) that
+            returns it. A mask may get the axis of heads that it lacks; else the shape must stay.
+
+    Raises:
+        ValueError: a pattern that fits nothing; during the forward, a new value of another shape.
+    """
+
+    def replace(name: str, change: Edit, module: nn.Module, inputs: object, output: object) -> object:
+        value = output[0] if isinstance(output, tuple) else output
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} returns a {type(value).__name__}, not a tensor: edit a step inside it")
+        new = change.to(value) if isinstance(change, Tensor) else _apply(change, value, name)
+        if not _broadcasts(value.shape, new.shape):
+            raise ValueError(f"the edit of {name} gives shape {tuple(new.shape)}, the value has {tuple(value.shape)}")
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    with ExitStack() as hooks:
+        for pattern, change in edits.items():
+            for name in matching_names(model, (pattern,)):
+                hooks.enter_context(model.get_submodule(name).register_forward_hook(partial(replace, name, change)))
+        yield
+
+
+def capture_nbytes(
+    config: DistilBertConfig,
+    batch: int,
+    length: int,
+    patterns: Sequence[str] = (),
+    dtype: torch.dtype = torch.float32,
+) -> int:
+    """Say beforehand how many bytes a capture of the encoder would hold, without computing anything.
+
+    Args:
+        config: of the model.
+        batch: B, number of rows.
+        length: S, number of tokens, padding included.
+        patterns: as for `capture`, with or without the leading `distilbert.`.
+        dtype: of the model.
+
+    Raises:
+        ValueError: a pattern that fits nothing in the encoder.
+    """
+    with torch.device("meta"):  # shapes without memory
+        model = DistilBertModel(config).to(dtype)
+        ids = torch.ones(batch, length, dtype=torch.long)
+    with capture(model, *(pattern.removeprefix("distilbert.") for pattern in patterns), limit=2**63) as steps:
+        model(ids, torch.ones_like(ids))
+    return sum(tensor.nbytes for tensor in steps.values())
+
+
+def matching_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Return the names of steps and submodules that fit any of the patterns, in the model's order.
+
+    Raises:
+        ValueError: a pattern that fits nothing, with the names that come near.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)
+            hint = f": did you mean {' or '.join(near)}?" if near else ""
+            raise ValueError(f"no step or submodule of {type(model).__name__} fits {pattern!r}{hint}")
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _send(value: Tensor, to: Destination) -> Tensor:
+    if isinstance(to, str | torch.device | torch.dtype):  # a torch.device is callable too, but not meant so
+        return value.to(to)
+    return to(value)
+
+
+def _apply(change: Any, value: Tensor, name: str) -> Tensor:
+    try:
+        parameters = inspect.signature(change).parameters.values()
+    except ValueError:  # one of PyTorch's own functions, such as torch.relu
+        return change(value)
+    required = [
+        p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return change(value, name) if len(required) > 1 else change(value)
+
+
+def _broadcasts(old: torch.Size, new: torch.Size) -> bool:
+    return len(old) == len(new) and all(a in (b, 1) for a, b in zip(old, new, strict=True))

@@ -1,0 +1,171 @@
+"""Ablation, patching, and what an answer rests on."""
+
+import pytest
+import torch
+
+from minibert.study import (
+    ablate_heads,
+    capture,
+    edit,
+    gradient_times_input,
+    integrated_gradients,
+    logit_lens,
+    patch,
+    rollout,
+)
+
+from .models import HEADS, batch, model
+
+CLASSIFIER = "DistilBertForSequenceClassification"
+CONTEXT = "distilbert.transformer.layer.{}.attention.context"
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_ablated_to_zero_says_nothing(head):
+    each, inputs = model(head), batch(head)
+    with ablate_heads(each, {(0, 1), (0, 3), (1, 2)}), capture(each, "*.context") as steps:
+        each(**inputs)
+    first, second = steps.values()  # (B, H, S, E) each
+    assert [h for h in range(4) if (first[:, h] == 0).all()] == [1, 3]
+    assert [h for h in range(4) if (second[:, h] == 0).all()] == [2]
+
+
+@pytest.mark.parametrize("mask", ["ragged", "none"])
+def test_a_head_ablated_to_its_mean_says_the_same_everywhere(mask):
+    each, inputs = model(CLASSIFIER), batch(mask=mask)
+    with capture(each, CONTEXT.format(0)) as before:
+        each(**inputs)
+    with ablate_heads(each, [(0, 1)], how="mean"), capture(each, CONTEXT.format(0)) as after:
+        each(**inputs)
+        each(**batch(mask="none"))  # no mask left over from the forward before
+        each(**inputs)
+    real = torch.ones(3, 7).bool() if mask == "none" else inputs["attention_mask"].bool()
+    mean = before[CONTEXT.format(0)][:, 1][real].mean(0)
+    assert torch.allclose(after[CONTEXT.format(0)][:, 1], mean.expand(3, 7, 8))
+    assert torch.equal(after[CONTEXT.format(0)][:, 0], before[CONTEXT.format(0)][:, 0])
+
+
+@pytest.mark.parametrize(
+    ("heads", "how", "says"),
+    [
+        ([(2, 0)], "zero", r"no head \(2, 0\): the model has 2 layers of 4 heads"),
+        ([(0, 4)], "zero", r"no head \(0, 4\)"),
+        ([(-1, 0)], "zero", r"no head \(-1, 0\)"),
+        ([(0, 0)], "median", "'zero' or 'mean', got 'median'"),
+    ],
+)
+def test_an_ablation_that_cannot_be_is_refused(heads, how, says):
+    with pytest.raises(ValueError, match=says), ablate_heads(model(), heads, how):
+        pass
+
+
+def test_a_mean_over_real_tokens_needs_a_padding_mask():
+    each = model()
+    with pytest.raises(ValueError, match=r"needs a padding mask"), ablate_heads(each, [(0, 0)], "mean"):
+        each(torch.ones(1, 3, dtype=torch.long), torch.ones(1, 1, 3, 3, dtype=torch.bool))
+
+
+def test_patching_lines_up_real_tokens_whatever_the_padding():
+    each = model(CLASSIFIER).double()
+    ids, other = torch.randint(1, 50, (2, 1, 5))
+    other[0, [0, 1, 3, 4]] = ids[0, [0, 1, 3, 4]]  # the two differ in token 2
+    clean = {"input_ids": torch.cat([ids, ids.new_zeros(1, 3)], 1), "attention_mask": torch.tensor([[1] * 5 + [0] * 3])}
+    corrupt = {"input_ids": other, "attention_mask": torch.ones(1, 5, dtype=torch.long)}
+    result = patch(each, clean, corrupt, "position", lambda output: output.logits[0, 0])
+    assert result.patched.shape == (3, 5)
+    # At the embeddings only token 2 differs: putting it right restores the clean run, the others change nothing.
+    expected = [result.corrupt, result.corrupt, result.clean, result.corrupt, result.corrupt]
+    assert torch.allclose(result.patched[0], torch.tensor(expected), atol=1e-6)
+    # At the last layer only [CLS], token 0, is read.
+    expected = [result.clean, *[result.corrupt] * 4]
+    assert torch.allclose(result.patched[2], torch.tensor(expected), atol=1e-6)
+    assert "hidden state" in str(result)
+    assert str(result).splitlines()[2].split() == ["0", "0%", "0%", "100%", "0%", "0%"]
+
+
+def test_patching_a_head_puts_in_what_it_said_in_the_clean_run():
+    each = model(CLASSIFIER)
+    clean, corrupt = batch(), batch()
+    corrupt["attention_mask"] = clean["attention_mask"]
+    with capture(each, CONTEXT.format(1)) as said:
+        each(**clean)
+
+    def put(context):
+        real = clean["attention_mask"].bool()[:, :, None]
+        context = context.clone()
+        context[:, 2] = torch.where(real, said[CONTEXT.format(1)][:, 2], context[:, 2])
+        return context
+
+    result = patch(each, clean, corrupt, "head", lambda output: output.logits[2, 1])
+    with edit(each, {CONTEXT.format(1): put}):
+        expected = each(**corrupt).logits[2, 1].item()
+    assert result.patched.shape == (2, 4)
+    assert result.patched[1, 2].item() == pytest.approx(expected, abs=1e-6)
+    assert result.to_dict()["axes"] == ["layer", "head"]
+
+
+def test_batches_that_do_not_line_up_are_refused():
+    each, inputs = model(CLASSIFIER), batch()
+    other = inputs | {"attention_mask": torch.ones(3, 7, dtype=torch.long)}
+    with pytest.raises(ValueError, match=r"got \[1, 4, 7\] in the clean one and \[7, 7, 7\] in the corrupt"):
+        patch(each, inputs, other, "head", lambda output: output.logits[0, 0])
+    with pytest.raises(ValueError, match="the corrupt batch needs an attention_mask"):
+        patch(each, inputs, {"input_ids": inputs["input_ids"]}, "head", lambda output: output.logits[0, 0])
+    with pytest.raises(ValueError, match="'position' or 'head', got 'neuron'"):
+        patch(each, inputs, inputs, "neuron", lambda output: output.logits[0, 0])
+
+
+def test_rollout_of_one_layer_is_half_attention_half_residual():
+    probs = torch.tensor([[[[0.25, 0.75, 0.0], [0.5, 0.5, 0.0], [0.9, 0.1, 0.0]]]])  # (1, 1, 3, 3), key 2 is padding
+    flow = rollout([probs], torch.tensor([[1, 1, 0]]))
+    assert torch.allclose(flow, torch.tensor([[[0.625, 0.375, 0.0], [0.25, 0.75, 0.0], [0.0, 0.0, 0.0]]]))
+
+
+def test_rollout_sends_everything_to_real_tokens_with_or_without_the_mask():
+    each, inputs = model(), batch()
+    real = inputs["attention_mask"].bool()
+    for attention_mask in (inputs["attention_mask"], None):
+        attentions = each(inputs["input_ids"], attention_mask, output_attentions=True).attentions
+        flow = rollout(attentions, inputs["attention_mask"])
+        assert torch.allclose(flow.sum(-1)[real], torch.ones(int(real.sum())))
+        assert (flow[~real] == 0).all()
+        assert (flow.transpose(1, 2)[~real] == 0).all()
+
+
+def test_gradient_times_input_is_the_derivative_along_the_input():
+    each, inputs = model(CLASSIFIER).double(), batch()
+    target = torch.tensor([0, 1, 1])
+    result = gradient_times_input(each, inputs, target)
+    embeds = each.distilbert.embeddings.word_embeddings(inputs["input_ids"])
+    step = 1e-6
+
+    def logit(scale):
+        logits = each(inputs_embeds=embeds * scale, attention_mask=inputs["attention_mask"]).logits
+        return logits.gather(1, target[:, None])[:, 0]
+
+    assert torch.allclose(result.explained, (logit(1 + step) - logit(1 - step)) / (2 * step), atol=1e-4)
+    assert (result.scores[inputs["attention_mask"] == 0] == 0).all()
+    assert torch.equal(gradient_times_input(each, inputs).target, result.logits.argmax(-1))
+
+
+def test_integrated_gradients_sum_to_the_change_of_the_logit():
+    each, inputs = model(CLASSIFIER, initializer_range=0.1).double(), batch()
+    result = integrated_gradients(each, inputs, steps=200)
+    assert torch.allclose(result.explained, result.to_explain, atol=1e-3)
+    assert (result.scores[inputs["attention_mask"] == 0] == 0).all()
+    assert len(str(result).splitlines()) == 1 + 3 * 7
+
+
+def test_attributions_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        integrated_gradients(model(CLASSIFIER), batch(), steps=0)
+    with pytest.raises(ValueError, match="pad_token_id is None"):
+        integrated_gradients(model(CLASSIFIER, pad_token_id=None), batch())
+
+
+def test_the_logit_lens_ends_in_the_models_own_logits():
+    each, inputs = model("DistilBertForMaskedLM"), batch()
+    lens = logit_lens(each, inputs)
+    assert lens.shape == (3, 3, 7, 50)
+    assert torch.equal(lens[-1], each(**inputs).logits)
+    assert not torch.equal(lens[0], lens[-1])
