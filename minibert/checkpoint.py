@@ -1,31 +1,23 @@
 """A checkpoint's files: find them in a folder or on the Hub, read their tensors, write them back.
 
 This module knows files and tensors, not models. Nothing a file says is trusted: names and shapes are compared
-before any of them is used, and nothing is ever unpickled.
+before any of them is used, no name may lead out of the folder, and nothing is ever unpickled but tensors.
 """
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-ENCODER_PREFIX = (
-    "distilbert."  # every model with a head writes it before the encoder's names; the bare encoder does not
-)
-HEAD_PREFIXES = (
-    "vocab_transform.",
-    "vocab_layer_norm.",
-    "vocab_projector.",
-    "pre_classifier.",
-    "classifier.",
-    "qa_outputs.",
-)
+from .hub import HubRepository
 
 
 class CheckpointFiles:
@@ -52,14 +44,10 @@ class CheckpointFiles:
         local_files_only: bool = False,
     ) -> None:
         self.name = os.fspath(name_or_folder)
-        self.folder = Path(self.name) if Path(self.name).is_dir() else None
-        self.revision = revision
-        self.token = token
-        self.cache_dir = cache_dir
-        self.local_files_only = local_files_only
-        if self.folder is None and (
-            self.name.count("/") > 1 or self.name.startswith((".", "/", "~")) or "\\" in self.name
-        ):
+        self.folder = Path(self.name) if self.name and Path(self.name).is_dir() else None
+        self.repository = HubRepository(self.name, revision, token, cache_dir, local_files_only)
+        path_like = not isinstance(name_or_folder, str) or self.name.startswith((".", "/", "~")) or "\\" in self.name
+        if self.folder is None and (path_like or self.name.count("/") > 1 or os.path.exists(self.name)):
             raise OSError(f"{self.name}: no such folder (a name on the Hub looks like 'owner/model')")
 
     def find(self, filename: str) -> Path | None:
@@ -68,13 +56,10 @@ class CheckpointFiles:
         Raises:
             OSError: the repository, the revision or the network is not there.
         """
-        if self.folder is not None:
-            local = self.folder / filename
-            return local if local.is_file() else None
-        path = self._download(filename)
-        if path is not None:
-            self.revision = path.parent.name  # the commit: every further file comes from the same one
-        return path
+        if self.folder is None:
+            return self.repository.find(filename)
+        path = self.folder / filename
+        return path if path.is_file() else None
 
     def read_json(self, filename: str) -> dict[str, Any] | None:
         """Read a JSON object; None where the checkpoint has no such file.
@@ -88,122 +73,125 @@ class CheckpointFiles:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
-            raise ValueError(f"{path}: not valid JSON ({error})") from None
+            raise ValueError(f"{path}: not valid JSON ({error}). {self.discard(path)}") from None
         if not isinstance(content, dict):
             raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
         return content
 
-    def _download(self, filename: str) -> Path | None:
-        # Imported here: 0.35 s that a local folder need not pay.
-        from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
-        from huggingface_hub.errors import (
-            EntryNotFoundError,
-            GatedRepoError,
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
-
-        try:
-            path = hf_hub_download(
-                self.name,
-                filename,
-                revision=self.revision,
-                token=self.token,
-                cache_dir=self.cache_dir,
-                local_files_only=self.local_files_only,
-            )
-        # From the narrower class to the wider: GatedRepoError is a RepositoryNotFoundError, and
-        # LocalEntryNotFoundError ("not cached, and the Hub was not reached") is an EntryNotFoundError.
-        except GatedRepoError:
-            raise OSError(
-                f"{self.name}: access to this repository is restricted. Ask for access on its Hub page, "
-                f"then log in with `hf auth login` or pass token="
-            ) from None
-        except RepositoryNotFoundError:
-            raise OSError(
-                f"{self.name}: no such folder here, and no such repository on the Hub. Check the spelling; "
-                f"if it is private, log in with `hf auth login` or pass token="
-            ) from None
-        except RevisionNotFoundError:
-            raise OSError(f"{self.name}: the Hub knows no revision {self.revision!r} of it") from None
-        except LocalEntryNotFoundError as error:
-            known = try_to_load_from_cache(self.name, filename, cache_dir=self.cache_dir, revision=self.revision)
-            if known is _CACHED_NO_EXIST:
-                return None
-            if error.__cause__ is None:
-                raise OSError(
-                    f"{self.name}: {filename} is not in the cache, and offline mode forbids the download. "
-                    f"Run once online, or pass a folder that holds the files"
-                ) from None
-            raise OSError(
-                f"{self.name}: {filename} is not in the cache and the Hub could not be reached "
-                f"({type(error.__cause__).__name__}: {error.__cause__}). Check the network, or pass a folder "
-                f"that holds the files"
-            ) from None
-        except EntryNotFoundError:
-            return None
-        except HFValidationError:
-            raise OSError(f"{self.name!r}: no such folder, and not a valid name on the Hub") from None
-        except HfHubHTTPError as error:
-            raise OSError(f"{self.name}: the Hub refused {filename} ({error})") from None
-        return Path(path)
+    def discard(self, path: Path) -> str:
+        """Forget a damaged file if it is in the Hub's cache, never if it is the user's; return what to do next."""
+        if self.folder is not None:
+            return "Replace it by an intact copy"
+        self.repository.discard(path)
+        return "It was deleted from the cache: try again to download it anew"
 
 
 def read_tensors(files: CheckpointFiles) -> dict[str, Tensor]:
-    """Read `model.safetensors`; the tensors are mapped from the file, not copied into memory.
+    """Read a checkpoint's weights; those of a safetensors file are mapped from it, not copied into memory.
+
+    Looked for in turn: the file that config.json names in `transformers_weights`, model.safetensors, its shards,
+    pytorch_model.bin.
 
     Raises:
         OSError: there is no such file.
-        ValueError: the file is damaged.
+        ValueError: a file is damaged.
     """
-    path = files.find("model.safetensors")
+    config = files.read_json("config.json") or {}
+    if (name := config.get("transformers_weights")) is not None:
+        return _read_safetensors(files, name)
+    if files.find("model.safetensors") is not None:
+        return _read_safetensors(files, "model.safetensors")
+    if (index := files.read_json("model.safetensors.index.json")) is not None:
+        return _read_shards(files, index)
+    if (path := files.find("pytorch_model.bin")) is not None:
+        return _read_pickle(files, path)
+    raise OSError(
+        f"{files.name}: no weights in it: neither model.safetensors nor model.safetensors.index.json "
+        f"nor pytorch_model.bin"
+    )
+
+
+def _read_safetensors(files: CheckpointFiles, name: object) -> dict[str, Tensor]:
+    if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name:
+        raise ValueError(f"{files.name}: {name!r} is not the name of a safetensors file beside config.json")
+    path = files.find(name)
     if path is None:
-        raise OSError(f"{files.name}: no model.safetensors in it")
+        raise OSError(f"{files.name}: {name} is missing, though another file of the checkpoint names it")
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a valid safetensors file ({error}). Delete it and fetch it again") from None
+        raise ValueError(f"{path}: not a valid safetensors file ({error}). {files.discard(path)}") from None
 
 
-def split_encoder_and_head(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split a file's tensors into the encoder's, named without `distilbert.`, and a head's."""
-    encoder, head = {}, {}
-    for name, tensor in tensors.items():
-        if name.startswith(HEAD_PREFIXES):
-            head[name] = tensor
-        elif not name.endswith("embeddings.position_ids"):  # old files hold 0, 1, 2, … as a buffer
-            encoder[name.removeprefix(ENCODER_PREFIX)] = tensor
-    return encoder, head
+def _read_shards(files: CheckpointFiles, index: Mapping[str, Any]) -> dict[str, Tensor]:
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{files.name}: model.safetensors.index.json has no weight_map")
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(map(str, weight_map.values()))):
+        part = _read_safetensors(files, shard)
+        if twice := sorted(tensors.keys() & part.keys()):
+            raise ValueError(f"{files.name}: {shard} holds {twice}, and so does another shard")
+        tensors |= part
+    return tensors
 
 
-def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, torch.Size], where: str) -> None:
-    """Compare names, shapes and kinds before a tensor is used.
+def _read_pickle(files: CheckpointFiles, path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)  # never runs what the file says
+    except Exception as error:  # damaged or hostile, it may fail in any way at all
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: not a file of tensors only ({reason}). {files.discard(path)}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a dict from names to tensors, got {type(content).__name__}")
+    for name, tensor in content.items():
+        if not (isinstance(name, str) and isinstance(tensor, Tensor) and _is_whole(tensor)):
+            raise ValueError(f"{path}: expected a dict from names to dense tensors, but {name!r} is none")
+    return content
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Tell whether every number of a tensor is in memory: a pickle may claim a huge one by strides of 0, or none."""
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return dense and tensor.untyped_storage().nbytes() >= tensor.nbytes
+
+
+def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write config.json and model.safetensors so that a crash leaves the old checkpoint or the new, never a mixture.
+
+    Two files cannot be replaced in one step, but one can, and config.json may name the file of the weights (minibert
+    and transformers both follow `transformers_weights`). So the new weights come first, under a name of their own;
+    then a config.json that names them: with it old turns into new. The rest only brings the usual names back. A save
+    that is killed may leave `model-….safetensors` behind; unless config.json names it, nobody needs it.
 
     Raises:
-        ValueError: naming every tensor that is missing, unexpected, of another shape or not floating point.
+        OSError: the folder cannot be written to.
     """
-    problems = []
-    if missing := sorted(expected.keys() - found.keys()):
-        problems.append(f"missing {missing}")
-    if unexpected := sorted(found.keys() - expected.keys()):
-        problems.append(f"unexpected {unexpected}")
-    for name in sorted(found.keys() & expected.keys()):
-        if found[name].shape != expected[name]:
-            problems.append(
-                f"{name} is {tuple(found[name].shape)} in the file, config.json says {tuple(expected[name])}"
-            )
-        elif not found[name].is_floating_point():
-            problems.append(f"{name} is {found[name].dtype}, not floating point")
-    if problems:
-        raise ValueError(f"{where}: the file and the model do not match: {'; '.join(problems)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    config_file, weights = folder / "config.json", folder / f"model-{uuid4().hex}.safetensors"
+    try:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, weights, {"format": "pt"})
+        with weights.open("rb+") as file:
+            os.fsync(file.fileno())
+        write_atomically(config_file, to_json({**config, "transformers_weights": weights.name}))
+        shutil.copymode(config_file, weights)  # safetensors makes its files private
+        _link_atomically(folder / "model.safetensors", weights)
+        write_atomically(config_file, to_json(config))
+    except SafetensorError as error:
+        raise OSError(f"{folder}: cannot be written to ({error})") from None
+    finally:
+        if not config_file.is_file() or weights.name not in config_file.read_text(encoding="utf-8"):
+            weights.unlink(missing_ok=True)
+
+
+def to_json(content: Mapping[str, Any]) -> bytes:
+    """Write a JSON object as people read it."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a crash leaves the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary_name(path)
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -212,3 +200,20 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _link_atomically(path: Path, source: Path) -> None:
+    """Make `path` another name of the file `source`, or a copy where the file system has no links."""
+    temporary = _temporary_name(path)
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid4().hex}.tmp")

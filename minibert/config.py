@@ -1,6 +1,7 @@
 """The sizes and switches of a DistilBERT, read from a checkpoint's config.json."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from .checkpoint import CheckpointFiles
+
+logger = logging.getLogger(__name__)
 
 ALIASES = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
 ACTIVATIONS = ("gelu", "relu")
@@ -116,14 +119,20 @@ class DistilBertConfig:
         Raises:
             ValueError: another architecture, or a value that no DistilBERT can have.
         """
+        for alias, name in ALIASES.items():
+            if alias in content and name in content and content[alias] != content[name]:
+                raise ValueError(f"{name} is {content[name]!r} but {alias}, its other name, is {content[alias]!r}")
         content = {ALIASES.get(name, name): value for name, value in content.items()}
-        model_type = content.get("model_type", "distilbert" if "n_layers" in content else None)
-        if model_type != "distilbert":
+        guess = "distilbert" if "n_layers" in content and "dim" in content else None  # in 2019 no file named its type
+        if (model_type := content.get("model_type", guess)) != "distilbert":
             raise ValueError(f"model_type is {model_type!r}: minibert reads DistilBERT checkpoints only")
         if (labels := content.get("id2label")) is not None:
             if not isinstance(labels, Mapping) or not all(str(i).isdecimal() for i in labels):
                 raise ValueError(f"id2label must map class numbers to names, got {labels!r}")
             content["id2label"] = {int(i): str(label) for i, label in labels.items()}  # JSON's keys are strings
+            if content.get("num_labels") not in (None, len(labels)):  # 2020's fine-tuning left the old names in place
+                logger.warning("id2label names %d classes of %s: ignored", len(labels), content["num_labels"])
+                del content["id2label"]
         fields = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in content.items() if name in fields})
 

@@ -1,6 +1,5 @@
 """What every model has besides its formulas: weights drawn at random, loaded from a checkpoint, saved to one."""
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -9,13 +8,23 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from .checkpoint import CheckpointFiles, check_tensors, read_tensors, split_encoder_and_head, write_atomically
+from .checkpoint import CheckpointFiles, read_tensors, write_checkpoint
 from .config import DistilBertConfig
 
 logger = logging.getLogger(__name__)
+
+HEAD_PREFIXES = (
+    "vocab_transform.",
+    "vocab_layer_norm.",
+    "vocab_projector.",
+    "pre_classifier.",
+    "classifier.",
+    "qa_outputs.",
+)
+WORDS = "embeddings.word_embeddings.weight"
+PROJECTOR = "vocab_projector.weight"  # the masked-LM head's; as a rule WORDS itself, and then not in the file
 
 
 class PreTrainedModel(nn.Module):
@@ -75,7 +84,7 @@ class PreTrainedModel(nn.Module):
         num_labels: int | None = None,
         id2label: Mapping[int, str] | None = None,
     ) -> Self:
-        """Load config.json and model.safetensors from a folder or from one commit of a Hub repository.
+        """Load a config and weights from a folder or from one commit of a Hub repository.
 
         Strict: the file must hold every tensor that the model has, in its shape, and no other. One exception: the
         bare encoder may be taken from a file that has a head too.
@@ -102,54 +111,72 @@ class PreTrainedModel(nn.Module):
         if not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating-point torch.dtype, got {dtype}")
         files = CheckpointFiles(
-            name_or_folder,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
+            name_or_folder, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
-        config = DistilBertConfig.from_files(files)
-        if num_labels not in (None, config.num_labels) or id2label is not None:
-            stored = config
-            config = replace(stored, num_labels=num_labels, id2label=id2label)  # type: ignore[arg-type]
-            if config.num_labels != stored.num_labels and not new_head:
-                raise ValueError(
-                    f"{files.name} has {stored.num_labels} labels, not {config.num_labels}: pass new_head=True to draw "
-                    f"a new head at random, and train it"
-                )
-        elif new_head and cls.head_has_labels and num_labels is None:
-            raise ValueError("new_head=True needs num_labels= or id2label=: the classes the new head is to tell apart")
-
-        model = cls._from_tensors(config, read_tensors(files), files.name, new_head)
+        config = cls._choose_labels(DistilBertConfig.from_files(files), num_labels, id2label, new_head)
+        encoder, head = split_encoder_and_head(read_tensors(files), files.name)
+        config = resolve_tie(config, encoder, head)
+        model = cls.from_tensors(config, encoder, None if new_head else head, files.name)
         return model.to(device=device, dtype=dtype).eval()
 
     @classmethod
-    def _from_tensors(cls, config: DistilBertConfig, tensors: Mapping[str, Tensor], where: str, new_head: bool) -> Self:
-        encoder, head = split_encoder_and_head(tensors)
+    def _choose_labels(
+        cls, config: DistilBertConfig, num_labels: int | None, id2label: Mapping[int, str] | None, new_head: bool
+    ) -> DistilBertConfig:
+        """Return the config with the labels that the caller asks for, where they can be had."""
+        labels_given = num_labels is not None or id2label is not None
+        if new_head and not cls.encoder_prefix:
+            raise ValueError(f"{cls.__name__} has no head: leave out new_head=True")
+        if new_head and cls.head_has_labels and not labels_given:
+            raise ValueError("new_head=True needs num_labels= or id2label=: the classes the new head is to tell apart")
+        if not labels_given:
+            return config
+        chosen = replace(config, num_labels=num_labels, id2label=id2label)  # type: ignore[arg-type]
+        if new_head:
+            return replace(chosen, problem_type=None)  # the stored one was for the head that is left out
+        if chosen.num_labels != config.num_labels:
+            raise ValueError(
+                f"the checkpoint has {config.num_labels} labels, not {chosen.num_labels}: pass new_head=True to draw "
+                f"a new head at random, and train it"
+            )
+        return config if id2label is None else chosen
+
+    @classmethod
+    def from_tensors(
+        cls, config: DistilBertConfig, encoder: Mapping[str, Tensor], head: Mapping[str, Tensor] | None, where: str
+    ) -> Self:
+        """Build the model around tensors, in their dtype and without copying them.
+
+        Args:
+            config: compared with the tensors before any memory is taken on its word.
+            encoder: the encoder's tensors, named as in the bare encoder.
+            head: the head's, of which the bare encoder takes none; None draws them at random.
+            where: what errors name.
+
+        Raises:
+            ValueError: the tensors are not those of the config.
+        """
         layers = {name.split(".")[2] for name in encoder if name.startswith("transformer.layer.")}
         if len(layers) != config.n_layers:  # before a model is built: so far n_layers is only config.json's word
-            raise ValueError(f"{where}: config.json says n_layers={config.n_layers}, the file holds {len(layers)}")
-        if (projector := head.pop("vocab_projector.weight", None)) is not None:
-            tied = torch.equal(projector, encoder.get("embeddings.word_embeddings.weight", torch.empty(0)))
-            config = replace(config, tie_word_embeddings=tied)
-            if not tied:
-                head["vocab_projector.weight"] = projector
-
+            raise ValueError(
+                f"{where}: config.json says n_layers={config.n_layers}, the file holds {len(layers)} "
+                f"(its tensors: {', '.join(sorted(encoder)[:3])}, …)"
+            )
         with torch.device("meta"):  # shapes without memory: nothing is drawn that is about to be replaced
             model = cls(config)
-        wanted = {cls.encoder_prefix + name: tensor for name, tensor in encoder.items()}
-        if cls.encoder_prefix and not new_head:
-            wanted |= head
+        tensors = {cls.encoder_prefix + name: tensor for name, tensor in encoder.items()}
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}  # a tied one once
-        if new_head:
+        if head is None:
             shapes = {name: shape for name, shape in shapes.items() if name.startswith(cls.encoder_prefix)}
-        check_tensors(wanted, shapes, where)
-        model.load_state_dict(wanted, strict=False, assign=True)
-        if new_head:
-            fresh = [part for name, part in model.named_children() if f"{name}." != cls.encoder_prefix]
-            for part in fresh:
+        elif cls.encoder_prefix:
+            tensors |= head
+        check_tensors(tensors, shapes, where)
+        model.load_state_dict(tensors, strict=False, assign=True)  # not strict: a tied one comes below, a new head too
+        if head is None:
+            parts = [part for name, part in model.named_children() if f"{name}." != cls.encoder_prefix]
+            for part in parts:
                 part.to_empty(device="cpu")
-            model.init_weights(*fresh)
+            model.init_weights(*parts)
             logger.warning("%s: %s has a new head, drawn at random: train it before use", where, cls.__name__)
         model.tie_weights()
         return model
@@ -157,15 +184,73 @@ class PreTrainedModel(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors, which minibert and transformers both read.
 
+        Whenever this is interrupted, the folder holds the checkpoint that was there before, or this one.
+
         Args:
-            folder: made where missing; files of these names in it are replaced.
+            folder: made where missing; files of these names in it are replaced, others left alone.
+
+        Raises:
+            OSError: the folder cannot be written to.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        content = self.config.to_dict() | {
+        config = self.config.to_dict() | {
             "architectures": [type(self).__name__],
             "dtype": str(self.dtype).removeprefix("torch."),
         }
-        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.named_parameters()}
-        write_atomically(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
-        write_atomically(folder / "config.json", (json.dumps(content, indent=2) + "\n").encode())
+        write_checkpoint(Path(folder), config, {name: p.detach() for name, p in self.named_parameters()})
+
+
+def split_encoder_and_head(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split a file's tensors into the encoder's, named without `distilbert.`, and a head's; old names become today's.
+
+    Raises:
+        ValueError: two tensors come to the same name.
+    """
+    encoder: dict[str, Tensor] = {}
+    head: dict[str, Tensor] = {}
+    for stored_name, tensor in tensors.items():
+        name = stored_name.removeprefix("module.")  # written by torch.nn.DataParallel
+        if name.endswith("embeddings.position_ids"):  # old files hold 0, 1, 2, … as a buffer
+            continue
+        for old, new in ((".gamma", ".weight"), (".beta", ".bias")):  # a LayerNorm's names in TensorFlow
+            name = name.removesuffix(old) + new if name.endswith(old) else name
+        part = head if name.startswith(HEAD_PREFIXES) else encoder
+        name = name.removeprefix("distilbert.")  # written by every model with a head
+        if name in part:
+            raise ValueError(f"{where}: the file holds {name} twice, once as {stored_name}")
+        part[name] = tensor
+    return encoder, head
+
+
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, torch.Size], where: str) -> None:
+    """Compare names, shapes and kinds before a tensor is used.
+
+    Raises:
+        ValueError: naming every tensor that is missing, unexpected, of another shape or kind.
+    """
+    problems = []
+    if missing := sorted(expected.keys() - found.keys()):
+        problems.append(f"missing {missing}")
+    if unexpected := sorted(found.keys() - expected.keys()):
+        problems.append(f"unexpected {unexpected}")
+    for name in sorted(found.keys() & expected.keys()):
+        tensor = found[name]
+        if tensor.shape != expected[name]:
+            problems.append(f"{name} is {tuple(tensor.shape)} in the file, config.json says {tuple(expected[name])}")
+        elif not tensor.is_floating_point():
+            problems.append(f"{name} is {tensor.dtype}, not floating point")
+    if problems:
+        raise ValueError(f"{where}: the file and the model do not match: {'; '.join(problems)}")
+
+
+def resolve_tie(config: DistilBertConfig, encoder: dict[str, Tensor], head: dict[str, Tensor]) -> DistilBertConfig:
+    """Find out whether a file's masked-LM projector is the word-embedding table itself.
+
+    A file that ties the two holds one of them, as a rule the table, or both and equal. Where they differ they are not
+    tied, whatever config.json says.
+    """
+    if not config.tie_word_embeddings or PROJECTOR not in head:
+        return config
+    if not torch.equal(encoder.setdefault(WORDS, head[PROJECTOR]), head[PROJECTOR]):
+        return replace(config, tie_word_embeddings=False)
+    del head[PROJECTOR]
+    return config

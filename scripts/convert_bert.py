@@ -1,0 +1,123 @@
+"""Turn a BERT encoder into a DistilBERT checkpoint: python scripts/convert_bert.py FOLDER OUT.
+
+DistilBERT's encoder is BERT's without segments, so only the names differ, and one thing is folded away: every token of
+a single text is in segment 0, whose embedding is added to each row of the position table. The hidden states are
+transformers' BertModel's to 1e-5. What is lost: the second segment (of sentence pairs), the pooler and any head.
+
+This brings small sentence encoders such as MiniLM within reach; they take the mean of the real tokens' hidden states.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from minibert import DistilBertConfig, DistilBertModel, DistilBertTokenizer
+from minibert.checkpoint import CheckpointFiles, read_tensors
+from minibert.pretrained import split_encoder_and_head
+
+CONFIG_NAMES = {
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_position_embeddings",
+    "hidden_size": "dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "intermediate_size": "hidden_dim",
+    "hidden_act": "activation",
+    "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+    "initializer_range": "initializer_range",
+    "pad_token_id": "pad_token_id",
+}
+REQUIRED = {  # what a BERT may have otherwise and DistilBERT cannot; an absent field means this value too
+    "model_type": "bert",
+    "layer_norm_eps": 1e-12,
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
+LAYER_NAMES = {
+    "attention.self.query": "attention.q_lin",
+    "attention.self.key": "attention.k_lin",
+    "attention.self.value": "attention.v_lin",
+    "attention.output.dense": "attention.out_lin",
+    "attention.output.LayerNorm": "sa_layer_norm",
+    "intermediate.dense": "ffn.lin1",
+    "output.dense": "ffn.lin2",
+    "output.LayerNorm": "output_layer_norm",
+}
+LEFT_OUT = ("pooler.", "cls.")  # heads named as DistilBERT's are left out as well
+POSITIONS = "embeddings.position_embeddings.weight"
+SEGMENTS = "embeddings.token_type_embeddings.weight"
+
+
+def convert(source: str, out: Path) -> None:
+    """Read a BERT checkpoint, with its tokenizer if it has one, and write a DistilBERT one.
+
+    Raises:
+        OSError: a file is missing.
+        ValueError: the model differs from DistilBERT in more than names.
+    """
+    files = CheckpointFiles(source)
+    content = files.read_json("config.json")
+    if content is None:
+        raise OSError(f"{source}: no config.json in it")
+    config = convert_config(content)
+    encoder, _ = split_encoder_and_head(read_tensors(files), source)
+    model = DistilBertModel.from_tensors(config, convert_tensors(encoder, source), {}, source)
+    if files.find("vocab.txt") or files.find("tokenizer.json"):
+        DistilBertTokenizer.from_pretrained(source).save_pretrained(out)
+    model.save_pretrained(out)
+
+
+def convert_config(content: Mapping[str, Any]) -> DistilBertConfig:
+    """Return the config of the same encoder as a DistilBERT.
+
+    Raises:
+        ValueError: a setting that DistilBERT does not have.
+    """
+    for name, value in REQUIRED.items():
+        if content.get(name, value) != value:
+            raise ValueError(f"{name} is {content[name]!r}, but a DistilBERT's is always {value!r}")
+    return DistilBertConfig(**{ours: content[theirs] for theirs, ours in CONFIG_NAMES.items() if theirs in content})
+
+
+def convert_tensors(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Rename the tensors and fold the first segment into the positions.
+
+    Raises:
+        ValueError: there is no table of positions or segments to fold.
+    """
+    converted = {}
+    for stored_name, tensor in tensors.items():
+        name = stored_name.removeprefix("bert.")
+        if name.startswith("encoder.layer."):
+            _, _, layer, rest = name.split(".", 3)
+            part, _, kind = rest.rpartition(".")
+            name = f"transformer.layer.{layer}.{LAYER_NAMES.get(part, part)}.{kind}"
+        if not name.startswith(LEFT_OUT):
+            converted[name] = tensor.float()
+    if not {POSITIONS, SEGMENTS} <= converted.keys():
+        raise ValueError(f"{where}: {POSITIONS} and {SEGMENTS} must be in the file")
+    converted[POSITIONS] = converted[POSITIONS] + converted.pop(SEGMENTS)[0]
+    return converted
+
+
+def main() -> None:
+    """Convert what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="FOLDER", help="folder of a BERT checkpoint, or its name on the Hub")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write, made where missing")
+    arguments = parser.parse_args()
+    try:
+        convert(arguments.source, arguments.out)
+    except (OSError, ValueError) as error:
+        sys.exit(f"convert_bert: {error}")
+    print(f"{arguments.out}: a DistilBERT checkpoint. Give it single texts: the embedding of a second segment is lost")
+
+
+if __name__ == "__main__":
+    main()

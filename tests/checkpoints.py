@@ -1,0 +1,44 @@
+"""Saved checkpoints for the tests to spoil, and what to compare them with."""
+
+import json
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from .models import model
+
+CLASSIFIER = "DistilBertForSequenceClassification"
+WEIGHTS = "model.safetensors"
+
+
+def saved(folder, head=CLASSIFIER, **config):
+    """A model with random weights that is saved in a folder."""
+    made = model(head, **config)
+    made.save_pretrained(folder)
+    return made
+
+
+def write_tensors(tensors, path):
+    """Write a file anew: the one that was there goes on to exist for tensors that are mapped from it."""
+    path.unlink(missing_ok=True)
+    save_file(tensors, path)
+
+
+def rewrite(folder, change):
+    """Replace the tensors by what `change` makes of each name and tensor: another pair, or None for none."""
+    pairs = [change(name, tensor) for name, tensor in load_file(folder / WEIGHTS).items()]
+    write_tensors(dict(pair for pair in pairs if pair is not None), folder / WEIGHTS)
+
+
+def rewrite_config(folder, **fields):
+    """Replace or add fields of config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def assert_equal_parameters(a, b):
+    """The same names, the same bits; of tied parameters one counts."""
+    a, b = dict(a.named_parameters()), dict(b.named_parameters())
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name

@@ -1,0 +1,59 @@
+"""Saves one checkpoint over copies of another and kills each save, at every step of it or at random times.
+
+Run by test_save.py in a process of its own, which forks (so that torch is imported once):
+python killed_saves.py every-step | random-times OLD NEW OUT. It leaves the folders OUT/0, OUT/1, …
+"""
+
+import itertools
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+
+from minibert import DistilBertForSequenceClassification
+
+
+def kill_at_step(step, folder):
+    """Have this process killed just before its nth dealing with a file in `folder`: Python tells an audit hook."""
+    steps = itertools.count()
+
+    def hook(event, arguments):
+        touches = event in ("open", "os.rename", "os.remove", "os.mkdir", "os.link") and folder in str(arguments[0])
+        if touches and next(steps) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def every_step(old, new, out):
+    model = DistilBertForSequenceClassification.from_pretrained(new)
+    for step in itertools.count():
+        folder = os.path.join(out, str(step))
+        shutil.copytree(old, folder)
+        if not (child := os.fork()):
+            kill_at_step(step, folder)
+            model.save_pretrained(folder)
+            os._exit(0)
+        if os.waitpid(child, 0)[1] == 0:  # it came to its end
+            break
+
+
+def random_times(old, new, out):
+    models = [DistilBertForSequenceClassification.from_pretrained(source) for source in (new, old)]
+    for attempt in range(40):
+        folder = os.path.join(out, str(attempt))
+        shutil.copytree(old, folder)
+        if not (child := os.fork()):
+            for model in models * 50:  # longer than it will live
+                model.save_pretrained(folder)
+            os._exit(0)
+        time.sleep(random.uniform(0, 0.05))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+if __name__ == "__main__":
+    how, *folders = sys.argv[1:]
+    {"every-step": every_step, "random-times": random_times}[how](*folders)

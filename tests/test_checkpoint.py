@@ -1,0 +1,252 @@
+"""Loading a folder: strict, every mismatch named, nothing drawn at random that the file holds."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import minibert
+from minibert import (
+    DistilBertForMaskedLM,
+    DistilBertForSequenceClassification,
+    DistilBertModel,
+)
+
+from .checkpoints import CLASSIFIER, WEIGHTS, assert_equal_parameters, rewrite, rewrite_config, saved, write_tensors
+from .models import HEADS, batch, model, tensors
+
+WORDS = "distilbert.embeddings.word_embeddings.weight"
+PROJECTOR = "vocab_projector.weight"
+
+
+def load(folder, **arguments):
+    return DistilBertForSequenceClassification.from_pretrained(folder, **arguments)
+
+
+# What comes back
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_saved_model_comes_back_bit_for_bit(tmp_path, head):
+    ours = model(head)
+    ours.save_pretrained(tmp_path)
+    loaded = type(ours).from_pretrained(tmp_path)
+    assert loaded.config == ours.config
+    assert not loaded.training
+    assert_equal_parameters(ours, loaded)
+    inputs = batch(head)
+    expected = tensors(ours(**inputs))
+    for name, value in tensors(loaded(**inputs)).items():
+        assert torch.equal(value, expected[name])
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_bare_encoder_is_taken_from_any_file(tmp_path, head):
+    ours = model(head)
+    ours.save_pretrained(tmp_path)
+    assert_equal_parameters(getattr(ours, "distilbert", ours), DistilBertModel.from_pretrained(tmp_path))
+
+
+def test_loading_draws_no_random_number(tmp_path):
+    saved(tmp_path)
+    before = torch.get_rng_state()
+    load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_training_a_loaded_model_never_changes_the_file(tmp_path):
+    classifier = saved(tmp_path)
+    content = (tmp_path / WEIGHTS).read_bytes()
+    loaded = load(tmp_path).train()
+    optimizer = torch.optim.SGD(loaded.parameters(), lr=1)
+    loaded(**batch(), labels=torch.tensor([0, 1, 0])).loss.backward()
+    optimizer.step()
+    assert not torch.equal(loaded.classifier.weight, classifier.classifier.weight)
+    assert (tmp_path / WEIGHTS).read_bytes() == content
+    assert_equal_parameters(load(tmp_path), classifier)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float64])
+def test_parameters_are_float32_whatever_the_file_holds(tmp_path, stored):
+    classifier = saved(tmp_path)
+    rewrite(tmp_path, lambda name, tensor: (name, tensor.to(stored)))
+    assert_equal_parameters(load(tmp_path), classifier.to(stored).float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtype_is_what_the_parameters_become(tmp_path, dtype):
+    classifier = saved(tmp_path)
+    loaded = load(tmp_path, dtype=dtype)
+    assert loaded.dtype == dtype
+    assert_equal_parameters(loaded, classifier.to(dtype))
+    loaded.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+
+
+def test_an_integer_dtype_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"dtype must be a floating-point torch.dtype, got torch.int8"):
+        load(tmp_path, dtype=torch.int8)
+
+
+# Names of other days and other tools
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: f"module.{name}",
+        lambda name: name.removeprefix("distilbert."),
+        lambda name: re.sub(
+            r"(?i)(layer_?norm)\.weight", r"\1.gamma", re.sub(r"(?i)(layer_?norm)\.bias", r"\1.beta", name)
+        ),
+    ],
+    ids=["module", "no prefix", "gamma and beta"],
+)
+def test_old_names_are_understood(tmp_path, rename):
+    classifier = saved(tmp_path)
+    rewrite(tmp_path, lambda name, tensor: (rename(name), tensor))
+    assert_equal_parameters(load(tmp_path), classifier)
+
+
+def test_old_position_ids_are_left_out(tmp_path):
+    classifier = saved(tmp_path)
+    with_positions = load_file(tmp_path / WEIGHTS) | {"distilbert.embeddings.position_ids": torch.arange(16)[None]}
+    write_tensors(with_positions, tmp_path / WEIGHTS)
+    assert_equal_parameters(load(tmp_path), classifier)
+
+
+def test_two_names_for_one_parameter_are_refused(tmp_path):
+    saved(tmp_path)
+    stored = load_file(tmp_path / WEIGHTS)
+    write_tensors(stored | {"module.classifier.bias": stored["classifier.bias"] + 1}, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=r"the file holds classifier.bias twice, once as"):
+        load(tmp_path)
+
+
+# The masked-LM projector
+
+
+def test_a_tied_projector_is_not_in_the_file_and_tied_again_on_loading(tmp_path):
+    saved(tmp_path, "DistilBertForMaskedLM")
+    assert PROJECTOR not in load_file(tmp_path / WEIGHTS)
+    for dtype in (torch.float32, torch.bfloat16):
+        loaded = DistilBertForMaskedLM.from_pretrained(tmp_path, dtype=dtype)
+        assert loaded.vocab_projector.weight is loaded.distilbert.embeddings.word_embeddings.weight
+
+
+def test_a_projector_that_is_stored_and_equal_is_tied(tmp_path):
+    saved(tmp_path, "DistilBertForMaskedLM")
+    stored = load_file(tmp_path / WEIGHTS)
+    write_tensors(stored | {PROJECTOR: stored[WORDS].clone()}, tmp_path / WEIGHTS)
+    loaded = DistilBertForMaskedLM.from_pretrained(tmp_path)
+    assert loaded.vocab_projector.weight is loaded.distilbert.embeddings.word_embeddings.weight
+
+
+def test_a_projector_that_differs_stays_untied(tmp_path):
+    saved(tmp_path, "DistilBertForMaskedLM")
+    stored = load_file(tmp_path / WEIGHTS)
+    write_tensors(stored | {PROJECTOR: stored[WORDS] + 1}, tmp_path / WEIGHTS)
+    loaded = DistilBertForMaskedLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded.vocab_projector.weight, stored[WORDS] + 1)
+    assert torch.equal(loaded.distilbert.embeddings.word_embeddings.weight, stored[WORDS])
+    loaded.save_pretrained(tmp_path)
+    assert_equal_parameters(DistilBertForMaskedLM.from_pretrained(tmp_path), loaded)
+
+
+def test_a_projector_that_the_config_unties_stays_untied_though_equal(tmp_path):
+    saved(tmp_path, "DistilBertForMaskedLM")
+    stored = load_file(tmp_path / WEIGHTS)
+    write_tensors(stored | {PROJECTOR: stored[WORDS].clone()}, tmp_path / WEIGHTS)
+    rewrite_config(tmp_path, tie_word_embeddings=False)
+    loaded = DistilBertForMaskedLM.from_pretrained(tmp_path)
+    assert loaded.vocab_projector.weight is not loaded.distilbert.embeddings.word_embeddings.weight
+
+
+@pytest.mark.parametrize("kind", [DistilBertForMaskedLM, DistilBertModel])
+def test_a_word_table_stored_only_as_the_projector_is_found(tmp_path, kind):
+    masked_lm = saved(tmp_path, "DistilBertForMaskedLM")
+    rewrite(tmp_path, lambda name, tensor: (PROJECTOR if name == WORDS else name, tensor))
+    expected = masked_lm if kind is DistilBertForMaskedLM else masked_lm.distilbert
+    assert_equal_parameters(kind.from_pretrained(tmp_path), expected)
+
+
+def test_an_untied_projector_that_is_missing_is_missed(tmp_path):
+    saved(tmp_path, "DistilBertForMaskedLM")
+    rewrite_config(tmp_path, tie_word_embeddings=False)
+    with pytest.raises(ValueError, match=r"missing \['vocab_projector.weight'\]"):
+        DistilBertForMaskedLM.from_pretrained(tmp_path)
+
+
+# Strict loading
+
+
+def test_everything_that_does_not_match_is_named_at_once(tmp_path):
+    saved(tmp_path)
+
+    def spoil(name, tensor):
+        if name == "classifier.bias":
+            return None
+        if name == "classifier.weight":
+            return name, tensor[:1]
+        if name == "pre_classifier.bias":
+            return name, tensor.long()
+        return (name + "s" if name == "pre_classifier.weight" else name), tensor
+
+    rewrite(tmp_path, spoil)
+    with pytest.raises(ValueError, match="the file and the model do not match") as error:
+        load(tmp_path)
+    for complaint in (
+        str(tmp_path),
+        "missing ['classifier.bias', 'pre_classifier.weight']",
+        "unexpected ['pre_classifier.weights']",
+        "classifier.weight is (1, 32) in the file, config.json says (2, 32)",
+        "pre_classifier.bias is torch.int64, not floating point",
+    ):
+        assert complaint in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [DistilBertForSequenceClassification, DistilBertModel])
+def test_names_of_another_model_are_never_random_weights(tmp_path, kind):
+    saved(tmp_path)
+    rewrite(tmp_path, lambda name, tensor: (f"bert.{name}", tensor))
+    with pytest.raises(ValueError, match=r"says n_layers=2, the file holds 0 \(its tensors: bert\.classifier\.bias, "):
+        kind.from_pretrained(tmp_path)
+
+
+def test_the_bare_encoder_tolerates_a_head_but_nothing_else(tmp_path):
+    saved(tmp_path)
+    write_tensors(load_file(tmp_path / WEIGHTS) | {"pooler.weight": torch.zeros(2)}, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=r"unexpected \['pooler.weight'\]"):
+        DistilBertModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "head", [head for head in HEADS if head not in (CLASSIFIER, "DistilBertModel", "DistilBertForMultipleChoice")]
+)
+def test_another_head_is_refused(tmp_path, head):
+    saved(tmp_path)
+    with pytest.raises(ValueError, match=r"unexpected \[.*pre_classifier.weight"):
+        getattr(minibert, head).from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("lie", "message"),
+    [
+        ({"dim": 10**6, "vocab_size": 10**6, "n_heads": 1}, r"the file, config.json says \(1000000, 1000000\)"),
+        (
+            {"dim": 10**6, "max_position_embeddings": 10**6, "sinusoidal_pos_embds": True},
+            r"config.json says \(1000000, ",
+        ),
+        ({"hidden_dim": 10**6, "dim": 10**6}, r"config.json says \(1000000, 1000000\)"),
+        ({"n_layers": 10**6}, "config.json says n_layers=1000000, the file holds 2"),
+        ({"n_layers": 1}, "config.json says n_layers=1, the file holds 2"),
+        ({"num_labels": 3, "id2label": None}, r"classifier.bias is \(2,\) in the file, config.json says \(3,\)"),
+    ],
+)
+def test_a_config_that_lies_takes_no_memory_and_no_time(tmp_path, lie, message):
+    saved(tmp_path)
+    rewrite_config(tmp_path, **lie)  # the first three ask for terabytes
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path)

@@ -1,0 +1,205 @@
+"""The files of a checkpoint: shards, pickles, damaged files, and names that are no folder."""
+
+import json
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minibert import DistilBertForSequenceClassification
+
+from .checkpoints import WEIGHTS, assert_equal_parameters, rewrite_config, saved, write_tensors
+
+
+def load(folder):
+    return DistilBertForSequenceClassification.from_pretrained(folder)
+
+
+def shard(folder, **index):
+    """Split model.safetensors in two, with an index."""
+    stored = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    parts = {"a.safetensors": sorted(stored)[:9], "b.safetensors": sorted(stored)[9:]}
+    for filename, names in parts.items():
+        write_tensors({name: stored[name] for name in names}, folder / filename)
+    weight_map = {name: filename for filename, names in parts.items() for name in names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map} | index))
+
+
+def test_shards_are_found_through_their_index(tmp_path):
+    classifier = saved(tmp_path)
+    shard(tmp_path)
+    assert_equal_parameters(load(tmp_path), classifier)
+
+
+@pytest.mark.parametrize("name", ["../a.safetensors", "/etc/a.safetensors", "sub/a.safetensors", "..", "a.bin", 7])
+def test_a_shard_name_that_leaves_the_folder_is_refused(tmp_path, name):
+    saved(tmp_path)
+    (tmp_path.parent / "a.safetensors").write_bytes((tmp_path / WEIGHTS).read_bytes())
+    shard(tmp_path, weight_map={"classifier.bias": name})
+    with pytest.raises(ValueError, match=f"{re.escape(repr(str(name)))} is not the name of a safetensors file beside"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("weight_map", [None, [], {}, "a.safetensors"])
+def test_an_index_without_a_weight_map_is_refused(tmp_path, weight_map):
+    saved(tmp_path)
+    shard(tmp_path, weight_map=weight_map)
+    with pytest.raises(ValueError, match=r"index.json has no weight_map"):
+        load(tmp_path)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    saved(tmp_path)
+    shard(tmp_path)
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(OSError, match=r"b.safetensors is missing, though another file of the checkpoint names it"):
+        load(tmp_path)
+
+
+def test_the_weights_file_that_config_json_names_comes_first(tmp_path):
+    classifier = saved(tmp_path)
+    (tmp_path / WEIGHTS).rename(tmp_path / "other.safetensors")
+    saved(tmp_path / "another")
+    (tmp_path / "another" / WEIGHTS).rename(tmp_path / WEIGHTS)
+    rewrite_config(tmp_path, transformers_weights="other.safetensors")
+    assert_equal_parameters(load(tmp_path), classifier)
+    (tmp_path / "other.safetensors").unlink()
+    with pytest.raises(OSError, match=r"other\.safetensors is missing, though another file of the checkpoint names it"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "adapter_model.bin", ["other.safetensors"]])
+def test_config_json_may_name_no_other_kind_of_file(tmp_path, name):
+    saved(tmp_path)
+    rewrite_config(tmp_path, transformers_weights=name)
+    with pytest.raises(ValueError, match="is not the name of a safetensors file beside config"):
+        load(tmp_path)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path):
+    saved(tmp_path)
+    shard(tmp_path)
+    write_tensors(
+        load_file(tmp_path / "b.safetensors") | {"classifier.bias": torch.ones(2)}, tmp_path / "b.safetensors"
+    )
+    with pytest.raises(ValueError, match=r"b.safetensors holds \['classifier.bias'\], and so does another shard"):
+        load(tmp_path)
+
+
+def pickled(folder, content, **options):
+    (folder / WEIGHTS).unlink()
+    torch.save(content, folder / "pytorch_model.bin", **options)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_is_read_where_there_is_no_safetensors_file(tmp_path, zipped):
+    classifier = saved(tmp_path)
+    pickled(tmp_path, load_file(tmp_path / WEIGHTS), _use_new_zipfile_serialization=zipped)
+    assert_equal_parameters(load(tmp_path), classifier)
+
+
+class Hostile:
+    """What a pickle may run when it is opened."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("ran"),)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_what_a_hostile_pickle_says_is_never_run(tmp_path, monkeypatch, write):
+    saved(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    pickled(tmp_path, {})
+    write({"classifier.bias": Hostile()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(
+        ValueError, match=r"pytorch_model.bin: not a file of tensors only .*Replace it by an intact copy"
+    ):
+        load(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.zeros(1).expand(2), "'classifier.bias' is none"),  # two numbers by its word, one in the file
+        (torch.zeros(2).to_sparse(), "'classifier.bias' is none"),
+        (torch.zeros(2, device="meta"), "'classifier.bias' is none"),
+        ([0.0, 0.0], "'classifier.bias' is none"),
+    ],
+    ids=["strides of 0", "sparse", "meta", "list"],
+)
+def test_a_pickled_tensor_whose_numbers_are_not_in_the_file_is_refused(tmp_path, tensor, message):
+    saved(tmp_path)
+    pickled(tmp_path, load_file(tmp_path / WEIGHTS) | {"classifier.bias": tensor})
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path)
+
+
+def test_a_pickle_of_something_else_is_refused(tmp_path):
+    saved(tmp_path)
+    pickled(tmp_path, [torch.zeros(2)])
+    with pytest.raises(ValueError, match="expected a dict from names to tensors, got list"):
+        load(tmp_path)
+
+
+# Damaged files, and folders that are none
+
+
+@pytest.mark.parametrize("filename", [WEIGHTS, "config.json", "model.safetensors.index.json", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda content: b"", lambda content: content[: len(content) // 2], lambda content: b"\xff" * len(content)],
+    ids=["empty", "cut in half", "garbage"],
+)
+def test_a_damaged_file_is_named_and_left_where_it_is(tmp_path, filename, spoil):
+    saved(tmp_path)
+    if filename == "model.safetensors.index.json":
+        shard(tmp_path)
+    if filename == "pytorch_model.bin":
+        pickled(tmp_path, load_file(tmp_path / WEIGHTS))
+    path = tmp_path / filename
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(ValueError, match=re.escape(f"{path}: not ")) as error:
+        load(tmp_path)
+    assert str(error.value).endswith("Replace it by an intact copy")
+    assert "\n" not in str(error.value)
+    assert path.exists()
+
+
+def test_a_zip_that_is_no_checkpoint_is_refused(tmp_path):
+    saved(tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    with zipfile.ZipFile(tmp_path / "pytorch_model.bin", "w") as archive:
+        archive.writestr("archive/data.pkl", "")
+    with pytest.raises(ValueError, match="not a file of tensors only"):
+        load(tmp_path)
+
+
+def test_a_folder_without_weights_names_the_files_looked_for(tmp_path):
+    saved(tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    with pytest.raises(
+        OSError, match=r"neither model.safetensors nor model.safetensors.index.json nor pytorch_model.bin"
+    ):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["./missing", "/missing", "~/missing", "a/b/c", "..\\missing", Path("missing"), Path("a/b")]
+)
+def test_a_path_that_does_not_exist_is_no_hub_name(name):
+    with pytest.raises(OSError, match="no such folder") as error:
+        load(name)
+    assert str(name) in str(error.value)
+
+
+def test_a_file_is_no_folder(tmp_path, monkeypatch):
+    saved(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match=r"model.safetensors: no such folder"):
+        load(WEIGHTS)

@@ -1,0 +1,188 @@
+"""config.json of every age is read; what no DistilBERT can be is refused by name."""
+
+import json
+import logging
+
+import pytest
+
+from minibert import DistilBertConfig
+
+BASE_2019 = {  # distilbert-base-uncased as first published: no model_type, no architectures
+    "activation": "gelu",
+    "attention_dropout": 0.1,
+    "dim": 768,
+    "dropout": 0.1,
+    "finetuning_task": None,
+    "hidden_dim": 3072,
+    "initializer_range": 0.02,
+    "max_position_embeddings": 512,
+    "n_heads": 12,
+    "n_layers": 6,
+    "num_labels": 2,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "pruned_heads": {},
+    "qa_dropout": 0.1,
+    "seq_classif_dropout": 0.2,
+    "sinusoidal_pos_embds": False,
+    "tie_weights_": True,
+    "torchscript": False,
+    "vocab_size": 30522,
+}
+BASE_2021 = {
+    "_name_or_path": "distilbert-base-uncased",
+    "activation": "gelu",
+    "architectures": ["DistilBertForSequenceClassification"],
+    "attention_dropout": 0.1,
+    "dim": 768,
+    "dropout": 0.1,
+    "finetuning_task": "sst-2",
+    "hidden_dim": 3072,
+    "id2label": {"0": "NEGATIVE", "1": "POSITIVE"},
+    "initializer_range": 0.02,
+    "label2id": {"NEGATIVE": 0, "POSITIVE": 1},
+    "max_position_embeddings": 512,
+    "model_type": "distilbert",
+    "n_heads": 12,
+    "n_layers": 6,
+    "output_past": True,
+    "pad_token_id": 0,
+    "qa_dropout": 0.1,
+    "seq_classif_dropout": 0.2,
+    "sinusoidal_pos_embds": False,
+    "tie_weights_": True,
+    "torch_dtype": "float32",
+    "transformers_version": "4.10.0.dev0",
+    "type_vocab_size": 2,  # a stray one of BERT
+    "vocab_size": 30522,
+}
+ALIASED = {"model_type": "distilbert", "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize("content", [BASE_2019, BASE_2021 | {"id2label": None}, {"model_type": "distilbert"}])
+def test_an_old_file_and_an_almost_empty_one_are_distilbert_base(content):
+    assert DistilBertConfig.from_dict(content) == DistilBertConfig()
+
+
+def test_aliases_mean_dim_layers_and_heads():
+    config = DistilBertConfig.from_dict(ALIASED | {"dim": 64})  # both names are fine while they agree
+    assert (config.dim, config.n_layers, config.n_heads) == (64, 3, 4)
+
+
+def test_label_names_come_with_strings_for_numbers():
+    config = DistilBertConfig.from_dict(BASE_2021)
+    assert config.id2label == {0: "NEGATIVE", 1: "POSITIVE"}
+    assert config.label2id == {"NEGATIVE": 0, "POSITIVE": 1}
+    assert config.num_labels == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {0: "LABEL_0", 1: "LABEL_1"}),
+        ({"num_labels": 3}, {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}),
+        ({"id2label": {0: "no", 1: "maybe", 2: "yes"}}, {0: "no", 1: "maybe", 2: "yes"}),
+        ({"id2label": {0: "no", 1: "yes"}, "num_labels": 2}, {0: "no", 1: "yes"}),
+    ],
+)
+def test_num_labels_and_id2label_complete_each_other(given, expected):
+    config = DistilBertConfig(**given)
+    assert config.id2label == expected
+    assert config.num_labels == len(expected)
+
+
+def test_num_labels_wins_over_the_names_that_old_fine_tuning_left_in_place(caplog):
+    config = DistilBertConfig.from_dict(BASE_2021 | {"num_labels": 3})
+    assert config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    assert "id2label names 2 classes of 3" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"hidden_size": 64, "dim": 32}, "dim is 32 but hidden_size, its other name, is 64"),
+        ({"activation": "gelu_new"}, r"activation must be one of \('gelu', 'relu'\), got 'gelu_new'"),
+        ({"dim": 100, "n_heads": 12}, r"dim \(100\) must be divisible by n_heads \(12\)"),
+        ({"n_layers": 0}, "n_layers must be an integer from 1 to 1000000, got 0"),
+        ({"n_layers": True}, "n_layers must be an integer from 1 to 1000000, got True"),
+        ({"dim": "768"}, "dim must be an integer from 1 to 1000000, got '768'"),
+        ({"vocab_size": 30522.0}, "vocab_size must be an integer"),
+        ({"vocab_size": 10**12}, "vocab_size must be an integer from 1 to 1000000, got 1000000000000"),
+        ({"dropout": 1.5}, "dropout must be a probability from 0 to 1, got 1.5"),
+        ({"qa_dropout": None}, "qa_dropout must be a probability from 0 to 1, got None"),
+        ({"initializer_range": float("nan")}, "initializer_range must be a number of at least 0, got nan"),
+        ({"initializer_range": "small"}, "initializer_range must be a number of at least 0, got 'small'"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings must be true or false, got 1"),
+        ({"pad_token_id": 30522}, r"pad_token_id must be a token id below vocab_size \(30522\) or None, got 30522"),
+        ({"pad_token_id": -1}, "pad_token_id must be a token id"),
+        ({"problem_type": "ranking"}, "problem_type must be None or one of .*, got 'ranking'"),
+        ({"id2label": ["no", "yes"]}, r"id2label must map class numbers to names, got \['no', 'yes'\]"),
+        ({"id2label": {"no": 0}}, "id2label must map class numbers to names"),
+        ({"id2label": {"1": "no", "2": "yes"}}, r"id2label must name the classes 0 to 1 \(num_labels\)"),
+        ({"num_labels": 0}, "num_labels must be an integer from 1"),
+    ],
+)
+def test_what_no_distilbert_can_be_is_refused_by_name(content, message):
+    with pytest.raises(ValueError, match=message):
+        DistilBertConfig.from_dict({"model_type": "distilbert"} | content)
+
+
+@pytest.mark.parametrize(
+    ("content", "model_type"),
+    [
+        (BASE_2021 | {"model_type": "bert"}, "'bert'"),
+        ({}, "None"),
+        ({"n_layers": 12, "emb_dim": 2048, "n_heads": 16}, "None"),  # an XLM of 2019
+    ],
+)
+def test_another_architecture_is_refused_by_name(content, model_type):
+    with pytest.raises(ValueError, match=f"model_type is {model_type}: minibert reads DistilBERT checkpoints only"):
+        DistilBertConfig.from_dict(content)
+
+
+def test_a_config_survives_json():
+    config = DistilBertConfig(dim=64, n_heads=4, id2label={0: "nö", 1: "yes"}, problem_type="regression", dropout=0)
+    assert DistilBertConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "config.json: not valid JSON"),
+        ("[" * 100_000, "config.json: not valid JSON"),
+        ("[]", "config.json: expected a JSON object, got list"),
+        ("\udcff", "config.json: not valid JSON"),
+        ('{"model_type": "bert"}', "config.json: model_type is 'bert'"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, text, message):
+    (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=message) as error:
+        DistilBertConfig.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(OSError, match=r"no config\.json in it"):
+        DistilBertConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("content", [BASE_2019 | {"model_type": "distilbert"}, BASE_2021, ALIASED])
+def test_transformers_reads_the_same_from_the_same_file(content):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.DistilBertConfig.from_dict(content)
+    ours = DistilBertConfig.from_dict(content)
+    for name, value in ours.to_dict().items():
+        assert getattr(theirs, name) == value, name
+
+
+@pytest.mark.reference
+def test_transformers_reads_our_file_without_a_word(caplog):
+    transformers = pytest.importorskip("transformers")
+    config = DistilBertConfig(num_labels=3, problem_type="single_label_classification")
+    with caplog.at_level(logging.WARNING, "transformers"):
+        theirs = transformers.DistilBertConfig.from_dict(config.to_dict())
+    assert not caplog.records
+    for name, value in config.to_dict().items():
+        assert getattr(theirs, name) == value, name

@@ -1,0 +1,86 @@
+"""A head that the file does not have: only on request, drawn at random, with labels of its own."""
+
+import pytest
+import torch
+
+import minibert
+from minibert import (
+    DistilBertForQuestionAnswering,
+    DistilBertForSequenceClassification,
+    DistilBertForTokenClassification,
+    DistilBertModel,
+)
+
+from .checkpoints import assert_equal_parameters, rewrite_config, saved
+from .models import HEADS, batch, tensors
+
+
+def load(folder, **arguments):
+    return DistilBertForSequenceClassification.from_pretrained(folder, **arguments)
+
+
+def test_a_new_head_is_drawn_at_random_on_the_old_encoder_and_says_so(tmp_path, caplog):
+    classifier = saved(tmp_path)
+    rewrite_config(tmp_path, problem_type="regression")
+    made = load(tmp_path, new_head=True, id2label={0: "no", 1: "maybe", 2: "yes"})
+    assert_equal_parameters(made.distilbert, classifier.distilbert)
+    assert made.classifier.weight.shape == (3, 32)
+    assert made.classifier.weight.std().item() == pytest.approx(0.3, rel=0.3)
+    assert made.config.problem_type is None
+    assert made.config.label2id == {"no": 0, "maybe": 1, "yes": 2}
+    assert "DistilBertForSequenceClassification has a new head, drawn at random: train it before use" in caplog.text
+    assert all(parameter.device.type == "cpu" for parameter in made.parameters())
+
+
+def test_the_seed_decides_on_a_new_head(tmp_path):
+    saved(tmp_path)
+    heads = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        heads.append(load(tmp_path, new_head=True, num_labels=3).classifier)
+    assert torch.equal(heads[0].weight, heads[1].weight)
+    assert not torch.equal(heads[0].weight, heads[2].weight)
+    assert not heads[0].bias.any()
+
+
+@pytest.mark.parametrize("head", [head for head in HEADS if head != "DistilBertModel"])
+def test_every_head_can_be_put_on_the_encoder_of_any_file(tmp_path, head):
+    saved(tmp_path)
+    kind = getattr(minibert, head)
+    made = kind.from_pretrained(tmp_path, new_head=True, num_labels=3 if kind.head_has_labels else None)
+    assert all(torch.isfinite(tensor).all() for tensor in tensors(made(**batch(head))).values())
+    made.save_pretrained(tmp_path / "new")
+    assert_equal_parameters(kind.from_pretrained(tmp_path / "new"), made)
+
+
+def test_a_new_head_does_not_take_over_the_names_of_the_old_one(tmp_path):
+    saved(tmp_path)
+    rewrite_config(tmp_path, id2label={"0": "NEGATIVE", "1": "POSITIVE"})
+    assert load(tmp_path, new_head=True, num_labels=2).config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+
+
+def test_labels_may_be_renamed_without_a_new_head(tmp_path):
+    classifier = saved(tmp_path)
+    renamed = load(tmp_path, id2label={0: "no", 1: "yes"})
+    assert renamed.config.id2label == {0: "no", 1: "yes"}
+    assert_equal_parameters(renamed, classifier)
+    assert load(tmp_path, num_labels=2).config == classifier.config
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (
+            DistilBertForSequenceClassification,
+            {"num_labels": 3},
+            "the checkpoint has 2 labels, not 3: pass new_head=True",
+        ),
+        (DistilBertForTokenClassification, {"new_head": True}, "new_head=True needs num_labels= or id2label="),
+        (DistilBertModel, {"new_head": True}, "DistilBertModel has no head: leave out new_head=True"),
+        (DistilBertForQuestionAnswering, {"new_head": True, "num_labels": 3}, "question answering has 2 labels"),
+    ],
+)
+def test_labels_that_cannot_be_had_are_refused(tmp_path, kind, arguments, message):
+    saved(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        kind.from_pretrained(tmp_path, **arguments)

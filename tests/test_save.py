@@ -1,0 +1,256 @@
+"""Saving: transformers reads it and writes it back bit for bit, and no kill ever leaves half a checkpoint."""
+
+import errno
+import itertools
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+import minibert
+from minibert import DistilBertForSequenceClassification, DistilBertTokenizer
+from minibert.checkpoint import write_atomically
+
+from .checkpoints import CLASSIFIER, assert_equal_parameters, saved
+from .models import HEADS, batch, model, tensors
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
+
+
+@pytest.fixture
+def old_and_new(tmp_path):
+    """Two checkpoints whose weights fit each other's config: a mixture of them would load without an error."""
+    for name in ("old", "new"):
+        saved(tmp_path / name, CLASSIFIER, id2label={0: f"{name} no", 1: f"{name} yes"})
+    return tmp_path / "old", tmp_path / "new"
+
+
+def which(folder, candidates, kind=DistilBertForSequenceClassification):
+    """The name of the candidate that a folder holds, config and every weight."""
+    loaded = kind.from_pretrained(folder)
+    for candidate in candidates:
+        original = kind.from_pretrained(candidate)
+        same_weights = all(map(torch.equal, loaded.state_dict().values(), original.state_dict().values()))
+        if same_weights and loaded.config.id2label == original.config.id2label:
+            return candidate.name
+    return "a mixture"
+
+
+def killed_saves(how, old, new, out):
+    """The folders that killed saves of `new` over `old` leave behind; see killed_saves.py."""
+    subprocess.run([sys.executable, Path(__file__).with_name("killed_saves.py"), how, old, new, out], check=True)
+    return [out / str(i) for i in range(len(os.listdir(out)))]
+
+
+@needs_fork
+def test_a_save_killed_at_any_step_leaves_the_old_checkpoint_or_the_new(tmp_path, old_and_new):
+    folders = killed_saves("every-step", *old_and_new, tmp_path / "out")
+    left = [which(folder, old_and_new) for folder in folders]
+    assert left == ["old"] * left.count("old") + ["new"] * left.count("new")
+    assert min(Counter(left).values()) >= 4
+    assert sorted(os.listdir(folders[-1])) == ["config.json", "model.safetensors"]  # this one was not killed
+
+
+@needs_fork
+def test_a_save_killed_at_any_time_leaves_the_old_checkpoint_or_the_new(tmp_path, old_and_new):
+    folders = killed_saves("random-times", *old_and_new, tmp_path / "out")
+    assert {which(folder, old_and_new) for folder in folders} <= {"old", "new"}
+
+
+@needs_fork
+def test_a_save_over_one_that_was_killed_may_be_killed_too(tmp_path, old_and_new):
+    old, new = old_and_new
+    interrupted = tmp_path / "interrupted"  # config.json names the old weights, model.safetensors holds the new ones
+    shutil.copytree(old, interrupted)
+    (interrupted / "model.safetensors").rename(interrupted / "model-1.safetensors")
+    shutil.copy(new / "model.safetensors", interrupted)
+    config = json.loads((interrupted / "config.json").read_text()) | {"transformers_weights": "model-1.safetensors"}
+    (interrupted / "config.json").write_text(json.dumps(config))
+    folders = killed_saves("every-step", interrupted, new, tmp_path / "out")
+    left = [which(folder, old_and_new) for folder in folders]
+    assert left == ["old"] * left.count("old") + ["new"] * left.count("new")
+    assert set(left) == {"old", "new"}
+
+
+@needs_fork
+def test_a_first_save_killed_at_any_step_leaves_nothing_or_the_whole(tmp_path, old_and_new):
+    (tmp_path / "nothing").mkdir()
+    folders = killed_saves("every-step", tmp_path / "nothing", old_and_new[1], tmp_path / "out")
+    whole = [folder for folder in folders if (folder / "config.json").exists()]
+    assert len(folders) > len(whole) > 5
+    assert {which(folder, old_and_new) for folder in whole} == {"new"}
+
+
+@needs_fork
+@pytest.mark.reference
+def test_transformers_finds_the_old_checkpoint_or_the_new_as_well(tmp_path, old_and_new):
+    transformers = pytest.importorskip("transformers")
+    kind = transformers.DistilBertForSequenceClassification
+    folders = killed_saves("every-step", *old_and_new, tmp_path / "out")
+    left = [which(folder, old_and_new, kind) for folder in folders]
+    assert left == ["old"] * left.count("old") + ["new"] * left.count("new")
+
+
+@pytest.mark.parametrize(("step", "left"), [(1, "old"), (2, "old"), (3, "new")])
+def test_a_save_that_fails_leaves_the_old_checkpoint_or_the_new(old_and_new, monkeypatch, step, left):
+    old, new = old_and_new
+    made = DistilBertForSequenceClassification.from_pretrained(new)
+    steps = itertools.count(1)
+
+    def full(descriptor):
+        if next(steps) == step:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        made.save_pretrained(old)
+    assert which(old, [new, old]) == left
+    extra = set(os.listdir(old)) - {"config.json", "model.safetensors"}
+    assert len(extra) == (left == "new")  # the new weights under a name of their own, which config.json names
+
+
+def test_a_first_save_that_fails_leaves_no_file(tmp_path):
+    made = model(CLASSIFIER)
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # as if the disk were full after 1000 bytes
+    try:
+        with pytest.raises(OSError, match="cannot be written to"):
+            made.save_pretrained(tmp_path / "fresh")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path / "fresh") == []
+
+
+def test_where_files_cannot_be_linked_they_are_copied(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    made = saved(tmp_path)
+    assert_equal_parameters(DistilBertForSequenceClassification.from_pretrained(tmp_path), made)
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
+
+
+def test_other_files_in_the_folder_are_left_alone(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    saved(tmp_path, CLASSIFIER)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_a_model_may_be_saved_over_the_file_it_is_mapped_from(tmp_path):
+    saved(tmp_path, CLASSIFIER)
+    loaded = DistilBertForSequenceClassification.from_pretrained(tmp_path)
+    expected = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
+    loaded.save_pretrained(tmp_path)
+    again = DistilBertForSequenceClassification.from_pretrained(tmp_path)
+    for name, tensor in expected.items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+        assert torch.equal(again.state_dict()[name], tensor)
+
+
+def test_files_are_as_readable_as_the_user_makes_files(tmp_path):
+    saved(tmp_path, CLASSIFIER)
+    (tmp_path / "mine").touch()
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "mine").stat().st_mode
+
+
+def test_write_atomically_replaces_and_leaves_nothing_else(tmp_path):
+    write_atomically(tmp_path / "file", b"old")
+    write_atomically(tmp_path / "file", b"new")
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+# transformers
+
+
+@pytest.fixture
+def transformers(caplog):
+    """The package, whose warnings caplog then hears."""
+    package = pytest.importorskip("transformers")
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    package.utils.logging.disable_progress_bar()
+    yield package
+    logger.removeHandler(caplog.handler)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_transformers_loads_what_we_save_without_a_word_and_bit_for_bit(tmp_path, transformers, caplog, head, dtype):
+    ours = model(head).to(dtype)
+    ours.save_pretrained(tmp_path)
+    theirs, report = getattr(transformers, head).from_pretrained(
+        tmp_path, output_loading_info=True, attn_implementation="eager"
+    )
+    assert not caplog.records
+    assert not any(report.values()), report
+    assert theirs.dtype == dtype
+    assert_equal_parameters(theirs, ours)
+    inputs = batch(head)
+    expected = tensors(theirs(**inputs))
+    for name, value in tensors(ours(**inputs)).items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_we_load_what_transformers_saves_bit_for_bit(tmp_path, transformers, head, dtype):
+    saved(tmp_path / "ours", head)
+    theirs = getattr(transformers, head).from_pretrained(tmp_path / "ours", attn_implementation="eager", dtype=dtype)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = getattr(minibert, head).from_pretrained(tmp_path / "theirs", dtype=dtype)
+    assert_equal_parameters(theirs, ours)
+    inputs = batch(head)
+    expected = tensors(theirs(**inputs))
+    for name, value in tensors(ours(**inputs)).items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.reference
+def test_an_untied_projector_survives_the_way_there_and_back(tmp_path, transformers, caplog):
+    ours = saved(tmp_path / "ours", "DistilBertForMaskedLM", tie_word_embeddings=False)
+    theirs = transformers.DistilBertForMaskedLM.from_pretrained(tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs")
+    back = minibert.DistilBertForMaskedLM.from_pretrained(tmp_path / "theirs")
+    assert not caplog.records
+    assert torch.equal(back.vocab_projector.weight, ours.vocab_projector.weight)
+    assert not torch.equal(back.vocab_projector.weight, back.distilbert.embeddings.word_embeddings.weight)
+
+
+@pytest.mark.reference
+def test_we_load_the_shards_that_transformers_writes(tmp_path, transformers):
+    ours = saved(tmp_path / "ours", CLASSIFIER)
+    theirs = transformers.DistilBertForSequenceClassification.from_pretrained(tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
+    assert (tmp_path / "theirs" / "model.safetensors.index.json").exists()
+    back = DistilBertForSequenceClassification.from_pretrained(tmp_path / "theirs")
+    assert_equal_parameters(back, ours)
+
+
+@pytest.mark.reference
+def test_the_auto_classes_take_a_folder_with_the_tokenizer_without_a_word(tmp_path, transformers, caplog):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "world"]
+    tokenizer = DistilBertTokenizer({word: i for i, word in enumerate(words)}, model_max_length=16)
+    tokenizer.save_pretrained(tmp_path)
+    ours = saved(tmp_path)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager")
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert not caplog.records
+    assert type(their_tokenizer).__name__.startswith("DistilBertTokenizer")
+    assert their_tokenizer.model_max_length == 16
+    inputs = tokenizer(["Hello world", "Hello"], padding=True, return_tensors="pt")
+    assert torch.equal(
+        their_tokenizer(["Hello world", "Hello"], padding=True, return_tensors="pt").input_ids, inputs.input_ids
+    )
+    assert torch.equal(theirs(inputs.input_ids, inputs.attention_mask).logits, ours(**inputs).logits)
