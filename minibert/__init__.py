@@ -15,6 +15,7 @@ from .heads import (
 )
 from .mask import additive_mask
 from .model import DistilBertModel
+from .tokenizer import DistilBertTokenizer
 
 DEMO = Path(__file__).with_name("demo")  # the folder of the small trained checkpoint that ships with the package
 
@@ -27,5 +28,6 @@ __all__ = [
     "DistilBertForSequenceClassification",
     "DistilBertForTokenClassification",
     "DistilBertModel",
+    "DistilBertTokenizer",
     "additive_mask",
 ]
