@@ -242,10 +242,10 @@ class DistilBertForMultipleChoice(ModelWithHead):
         Raises:
             ValueError: an input without the axis of choices; else as for the other heads.
         """
-        for name, tensor, rank in (("input_ids", input_ids, 3), ("inputs_embeds", inputs_embeds, 4)):
-            if tensor is not None and tensor.ndim != rank:
-                raise ValueError(f"{name} must have shape (B, C, S{', D' * (rank - 3)}), got {tuple(tensor.shape)}")
-        choices = next((t.shape[1] for t in (input_ids, inputs_embeds) if t is not None), 1)
+        inputs, rank = (input_ids, 3) if inputs_embeds is None else (inputs_embeds, 4)
+        if inputs is not None and inputs.ndim != rank:
+            raise ValueError(f"multiple choice takes (B, C, S) ids or (B, C, S, D) embeds, got {tuple(inputs.shape)}")
+        choices = 1 if inputs is None else inputs.shape[1]  # without either, the encoder says what is missing
         output = super().forward(
             flatten_choices(input_ids),
             flatten_choices(attention_mask),

@@ -1,17 +1,35 @@
 """The instrument: it reads and edits what the model computes; the model knows nothing of it."""
 
 from .attribution import gradient_times_input, integrated_gradients, logit_lens, rollout
+from .compare import compare, compare_checkpoint
 from .interventions import ablate_heads, patch
+from .masks import check_pad_invariance, compare_masks, mask_only, renormalisation
+from .padding import left_padding, pad_mass, padding_cost, padding_drift, precision_ladder
 from .steps import capture, capture_nbytes, edit
+from .trace import trace
+from .walk import walk
 
 __all__ = [
     "ablate_heads",
     "capture",
     "capture_nbytes",
+    "check_pad_invariance",
+    "compare",
+    "compare_checkpoint",
+    "compare_masks",
     "edit",
     "gradient_times_input",
     "integrated_gradients",
+    "left_padding",
     "logit_lens",
+    "mask_only",
+    "pad_mass",
+    "padding_cost",
+    "padding_drift",
     "patch",
+    "precision_ladder",
+    "renormalisation",
     "rollout",
+    "trace",
+    "walk",
 ]

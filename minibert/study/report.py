@@ -1,5 +1,6 @@
 """What every result of the study has in common: it holds plain tensors, prints as a table, and goes into JSON."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,9 +16,11 @@ class Report:
 
 
 def plain(value: Any) -> Any:
-    """Turn tensors into nested lists, inside dicts, lists and reports too."""
+    """Turn tensors into nested lists, inside dicts, lists and reports too; NaN and infinity, no JSON, to None."""
     if isinstance(value, Tensor):
-        return value.tolist()
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, Report):
         return value.to_dict()
     if isinstance(value, dict):

@@ -1,0 +1,174 @@
+"""The walk: a sentence alone, padded without a mask, padded with one, and why its logits move and come back."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from textwrap import indent
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..heads import DistilBertForSequenceClassification
+from ..tokenizer import DistilBertTokenizer
+from .report import Report, table
+from .steps import capture
+from .trace import keys_table
+
+SENTENCES = ("Today is a nice day!", "But what about tomorrow? Im not sure.")
+RUNS = {
+    "alone": "One sentence, without a mask",
+    "alone, mask": "The same, with its mask",
+    "padded": "Padded into one batch, without a mask",
+    "padded, mask": "Padded into one batch, with the mask",
+}
+ROUNDING = 1e-3  # a larger change of a logit is no rounding; float32 gives about 1e-6
+WIDTH = 96  # characters of a row of tokens
+
+
+@dataclass
+class Walk(Report):
+    """What happened to the sentences, and inside the first layer.
+
+    Shapes: B sentences, S tokens of the padded batch, L labels.
+
+    Args:
+        texts: the B sentences.
+        tokens: S strings for each padded row.
+        input_ids: (B, S).
+        attention_mask: (B, S).
+        labels: the L names.
+        subject: row of the shortest sentence, the one that is followed.
+        logits: for each of RUNS, "alone" and "alone, mask" (1, L), "padded" and "padded, mask" (B, L).
+        head: head of layer 0 in which the subject's [CLS] gives the most attention to padding.
+        table: what that [CLS] computes for each key there, (S,) each: scores, mask, masked_scores, probs, and
+            probs_without_mask.
+        pad_mass: for "padded" and "padded, mask", (n_layers,): the share of attention that the subject's real
+            queries give to padding, mean over queries and heads.
+    """
+
+    texts: Sequence[str]
+    tokens: list[list[str]]
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: list[str]
+    subject: int
+    logits: dict[str, Tensor]
+    head: int
+    table: dict[str, Tensor]
+    pad_mass: dict[str, Tensor]
+
+    def __str__(self) -> str:
+        """Return the lesson, to be read from top to bottom."""
+        return "\n".join([*self._runs(), *self._inside(), *self._shares()])
+
+    def _runs(self) -> Iterator[str]:
+        for number, (run, title) in enumerate(RUNS.items(), 1):
+            yield f"{number}  {title}"
+            rows = range(len(self.texts)) if run.startswith("padded") else [self.subject]
+            for row, logits in zip(rows, self.logits[run], strict=True):
+                length = self.input_ids.shape[1] if run.startswith("padded") else int(self.attention_mask[row].sum())
+                cells = {"tokens": self.tokens[row][:length], "ids": self.input_ids[row, :length].tolist()}
+                if run.endswith("mask"):
+                    cells["mask"] = self.attention_mask[row, :length].tolist()
+                yield from _columns(cells)
+                values = "   ".join(f"{label} {x:.4f}" for label, x in zip(self.labels, logits.tolist(), strict=True))
+                yield f"   logits  {values}{self._verdict(run, logits) if row == self.subject else ''}"
+            yield ""
+
+    def _verdict(self, run: str, logits: Tensor) -> str:
+        if run == "alone":
+            return ""
+        moved = (logits - self.logits["alone"][0]).abs().max().item()
+        if moved == 0:
+            return "     <- the same bits as in 1"
+        if moved < ROUNDING:
+            return f"     <- as in 1, to rounding ({moved:.0e})"
+        return f"     <- moved by up to {moved:.4f}"
+
+    def _inside(self) -> Iterator[str]:
+        tokens, text = self.tokens[self.subject], self.texts[self.subject]
+        yield f"Why: layer 0, head {self.head}, what [CLS] of {text!r} computes for each key"
+        yield indent(keys_table(tokens, self.table), "   ")
+        real = int(self.attention_mask[self.subject].sum())
+        lost = self.table["probs_without_mask"][real:].sum().item()
+        yield f"   Without a mask [PAD] takes {lost:.1%} of this attention. The mask makes its scores so low that"
+        yield "   exp() of them is exactly 0, and the softmax gives the whole to the real keys."
+        yield ""
+
+    def _shares(self) -> Iterator[str]:
+        yield "Share of the sentence's attention that goes to [PAD], mean over heads and real queries"
+        shares = zip(*(share.tolist() for share in self.pad_mass.values()), strict=True)
+        rows = [
+            (layer, f"{without:.1%}", f"{mask:.1%}" if mask else "0") for layer, (without, mask) in enumerate(shares)
+        ]
+        yield indent(table(("layer", "without mask", "with mask"), rows), "   ")
+
+
+@torch.no_grad()
+def walk(
+    model: DistilBertForSequenceClassification, tokenizer: DistilBertTokenizer, texts: Sequence[str] = SENTENCES
+) -> Walk:
+    """Run sentences alone and padded, without and with a mask, and look into the first layer's attention.
+
+    Args:
+        model: a classifier, in eval mode.
+        tokenizer: its tokenizer.
+        texts: the sentences. Where all have the same length, four [PAD] are added, so that there is something to see.
+    """
+    texts = list(texts)
+    lengths = [len(ids) for ids in tokenizer(texts).input_ids]
+    shortest, longest = min(lengths), max(lengths)
+    length = longest if shortest < longest else min(longest + 4, model.config.max_position_embeddings)
+    batch = tokenizer(texts, padding="max_length", max_length=length, padding_side="right", return_tensors="pt")
+    input_ids, attention_mask, subject = batch.input_ids, batch.attention_mask, lengths.index(shortest)
+    alone = input_ids[subject : subject + 1, :shortest]
+    logits = {"alone": model(alone).logits, "alone, mask": model(alone, torch.ones_like(alone)).logits}
+    patterns = [f"*.attention.{name}" for name in ("scores", "mask", "masked_scores", "probs")]
+    with capture(model, *patterns) as without_mask:
+        logits["padded"] = model(input_ids).logits
+    with capture(model, *patterns) as with_mask:
+        logits["padded, mask"] = model(input_ids, attention_mask).logits
+
+    layer_0 = "distilbert.transformer.layer.0.attention."
+    head = int(without_mask[layer_0 + "probs"][subject, :, 0, shortest:].sum(-1).argmax())
+    return Walk(
+        texts=texts,
+        tokens=[tokenizer.convert_ids_to_tokens(row) for row in input_ids.tolist()],
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        labels=[model.config.id2label[i] for i in range(model.config.num_labels)],
+        subject=subject,
+        logits=logits,
+        head=head,
+        table={
+            "scores": with_mask[layer_0 + "scores"][subject, head, 0],
+            "mask": with_mask[layer_0 + "mask"][subject, 0, 0],
+            "masked_scores": with_mask[layer_0 + "masked_scores"][subject, head, 0],
+            "probs": with_mask[layer_0 + "probs"][subject, head, 0],
+            "probs_without_mask": without_mask[layer_0 + "probs"][subject, head, 0],
+        },
+        pad_mass={
+            run: torch.stack([p[subject, :, :shortest, shortest:].sum(-1).mean() for p in _probs(steps)])
+            for run, steps in (("padded", without_mask), ("padded, mask", with_mask))
+        },
+    )
+
+
+def _probs(steps: dict[str, Tensor]) -> list[Tensor]:
+    """Each layer's (B, H, S, S) probabilities."""
+    return [value for name, value in steps.items() if name.endswith(".attention.probs")]
+
+
+def _columns(cells: dict[str, list[Any]]) -> Iterator[str]:
+    """Print rows one below the other, column by column aligned, folded at WIDTH."""
+    rows = {name: [str(value) for value in values] for name, values in cells.items()}
+    widths = [max(map(len, column)) for column in zip(*rows.values(), strict=True)]
+    start = 0
+    while start < len(widths):
+        end = start + 1
+        while end < len(widths) and sum(widths[start : end + 1]) + (end - start) <= WIDTH:
+            end += 1
+        for name, values in rows.items():
+            padded = (f"{value:<{width}}" for value, width in zip(values[start:end], widths[start:end], strict=True))
+            yield f"   {name:<6}  {' '.join(padded).rstrip()}"
+        start = end

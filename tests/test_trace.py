@@ -1,0 +1,73 @@
+"""The trace shows every value with its formula, and one query in full."""
+
+import json
+
+import pytest
+import torch
+
+from minibert.study import capture
+from minibert.study.report import plain, table
+from minibert.study.trace import trace
+
+from .models import HEADS, batch, model
+
+TOKENS = [[f"t{i}" for i in range(7)]] * 3
+ROWS_ARE_TEXTS = [head for head in HEADS if head != "DistilBertForMultipleChoice"]
+
+
+@pytest.mark.parametrize("head", ROWS_ARE_TEXTS)
+def test_every_value_has_a_formula_and_its_range(head):
+    each, inputs = model(head), batch(head)
+    with capture(each) as captured, torch.no_grad():
+        each(**inputs)
+    steps = trace(each, inputs, TOKENS).steps
+    assert all(formula for _, formula, *_ in steps)
+    names = [name for name, *_ in steps]
+    assert [name for name in captured if name in names] == names
+    assert not {name.rpartition(".")[2] for name in names} & {"dropout", "attention", "ffn", "0", "1"}
+    for name, _, shape, dtype, low, high in steps:
+        value = captured[name]
+        assert (shape, dtype, low, high) == (tuple(value.shape), "float32", value.min().item(), value.max().item())
+
+
+def test_one_query_is_shown_in_full():
+    each, inputs = model(), batch()
+    result = trace(each, inputs, TOKENS, layer=1, head=2, row=1, query=3)
+    with capture(each, "*.1.attention.*") as steps, torch.no_grad():
+        each(**inputs)
+    for name in ("scores", "masked_scores", "probs"):
+        assert torch.equal(result.keys[name], steps[f"transformer.layer.1.attention.{name}"][1, 2, 3])
+    assert torch.equal(result.keys["mask"], steps["transformer.layer.1.attention.mask"][1, 0, 0])
+    lines = str(result).splitlines()
+    assert "Layer 1, head 2, row 1, query 3 (t3): what it computes for each key" in lines
+    assert lines[-8].split() == "key score + mask = masked score probability".split()
+    assert lines[-1].split()[-1] == "0"  # a padded key
+    assert json.dumps(result.to_dict())
+
+
+def test_without_a_mask_there_is_no_column_for_it():
+    result = trace(model(activation="relu"), batch(mask="none"), TOKENS)
+    assert "mask" not in result.keys
+    assert "+ mask" not in str(result).rpartition("Layer 0")[2]
+    assert "max(x, 0)" in str(result)
+
+
+@pytest.mark.parametrize(("place", "size"), [("layer", 2), ("head", 4), ("row", 3), ("query", 7)])
+def test_a_place_that_there_is_not_is_refused(place, size):
+    for index in (-1, size):
+        with pytest.raises(ValueError, match=f"{place} must be 0 to {size - 1}, got {index}"):
+            trace(model(), batch(), TOKENS, **{place: index})
+
+
+def test_a_table_aligns_numbers_to_the_right_and_text_to_the_left():
+    rows = [("a", 1, "+ 0", 0.5), ("long", 10, "+ 1", 12345.678)]
+    assert table(("key", "n", "m", "x"), rows).splitlines() == [
+        "key    n    m          x",
+        "a      1  + 0        0.5",
+        "long  10  + 1  1.235e+04",
+    ]
+
+
+def test_a_report_goes_into_json():
+    value = {"a": torch.tensor([1.0, float("nan")]), 2: [float("inf"), (torch.tensor(1),)], "c": "x"}
+    assert plain(value) == {"a": [1.0, None], "2": [None, [1]], "c": "x"}
