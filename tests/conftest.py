@@ -9,9 +9,27 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 import pytest
 import torch
 
+from .command_line import OFFICIAL, save_classifier
+from .hub import loopback_hub
+
 torch.set_num_threads(1)  # the models are tiny: a second thread would only wait for the first
 
 
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub on loopback, empty, the only one that huggingface_hub knows; see tests/hub.py."""
+    with loopback_hub(monkeypatch, tmp_path / "cache") as hub:
+        yield hub
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A classifier with random weights under the official one's name, to be read only."""
+    folder = tmp_path_factory.mktemp("checkpoints") / OFFICIAL
+    save_classifier(folder)
+    return folder

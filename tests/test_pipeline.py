@@ -1,0 +1,314 @@
+"""What the pipelines promise, transformers aside: order, laziness, batches by tokens, windows, and clear refusals."""
+
+import itertools
+import pickle
+from dataclasses import astuple, is_dataclass
+
+import pytest
+import torch
+
+import minibert
+from minibert.pipeline import (
+    LOOKAHEAD,
+    Answer,
+    Embedder,
+    Entity,
+    MaskFiller,
+    QuestionAnswerer,
+    TextClassifier,
+    TokenClassifier,
+    Word,
+    best_spans,
+    group_words,
+    label_scores,
+    plan_batches,
+    stitch,
+)
+
+from .pipelines import WORDS, random_texts, saved
+
+TASKS = {
+    TextClassifier: "DistilBertForSequenceClassification",
+    TokenClassifier: "DistilBertForTokenClassification",
+    MaskFiller: "DistilBertForMaskedLM",
+    QuestionAnswerer: "DistilBertForQuestionAnswering",
+    Embedder: "DistilBertModel",
+}
+LONG_TEXT = "".join(random_texts(40, 12))
+each_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A folder for each task."""
+    return {task: saved(tmp_path_factory.mktemp(head), head) for task, head in TASKS.items()}
+
+
+def inputs_of(task, count=20):
+    texts = random_texts(count)
+    if task is MaskFiller:
+        return [f"{text} [MASK]" for text in texts]
+    return [("when was Ada born?", text) for text in texts] if task is QuestionAnswerer else texts
+
+
+def flat(result):
+    """A result as one list of values, for comparison to rounding."""
+    if is_dataclass(result):
+        result = astuple(result)
+    if isinstance(result, torch.Tensor):
+        result = result.tolist()
+    if isinstance(result, dict):
+        result = list(result.values())
+    return [value for item in result for value in flat(item)] if isinstance(result, list | tuple) else [result]
+
+
+@each_task
+def test_results_come_in_order_and_do_not_depend_on_the_batch(checkpoints, task):
+    texts = inputs_of(task)
+    pipeline = task(checkpoints[task], batch_tokens=64)
+    alone = [flat(*pipeline([text])) for text in texts]
+    together = [flat(result) for result in pipeline(iter(texts))]
+    assert len(together) == len(texts)
+    assert len({str(result) for result in alone}) > len(texts) // 2
+    for one, other in zip(alone, together, strict=True):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert b == (pytest.approx(a, abs=1e-5) if isinstance(a, float) else a)
+
+
+@each_task
+def test_a_pickled_pipeline_gives_the_same_results(checkpoints, task):
+    pipeline, texts = task(checkpoints[task]), inputs_of(task, 5)
+    copy = pickle.loads(pickle.dumps(pipeline))
+    assert [flat(result) for result in copy(texts)] == [flat(result) for result in pipeline(texts)]
+
+
+@each_task
+def test_batches_keep_to_the_budget_of_tokens(checkpoints, task):
+    pipeline, texts = task(checkpoints[task], batch_tokens=40), inputs_of(task)
+    masks = []
+    encoder = getattr(pipeline.model, "distilbert", pipeline.model)
+    encoder.register_forward_pre_hook(lambda module, arguments: masks.append(arguments[1]))
+    list(pipeline(texts))
+    assert all(mask.numel() <= 40 or len(mask) == 1 for mask in masks)
+    assert any(len(mask) > 1 for mask in masks)
+    assert sum(len(mask) for mask in masks) == len(texts)
+
+
+def test_an_endless_stream_is_read_one_window_ahead(checkpoints):
+    read = []
+    stream = ("ada was born" for _ in itertools.count() if not read.append(None))  # 5 tokens each
+    results = TextClassifier(checkpoints[TextClassifier], batch_tokens=20)(stream)
+    assert len(read) == 0
+    window = LOOKAHEAD * 20 // 5
+    next(results)
+    assert len(read) == window
+    assert len(list(itertools.islice(results, window - 1))) == window - 1
+    assert len(read) == window
+    next(results)
+    assert len(read) == 2 * window
+
+
+def test_no_texts_give_no_results(checkpoints):
+    assert list(Embedder(checkpoints[Embedder])([])) == []
+
+
+def test_gradients_are_off_inside_and_as_they_were_outside(checkpoints):
+    vector = next(Embedder(checkpoints[Embedder])(["ada"]))
+    assert not vector.requires_grad
+    assert torch.is_grad_enabled()
+
+
+def test_batches_are_planned_from_short_to_long():
+    assert plan_batches([9, 2, 3, 2, 30, 5], 10) == [[1, 3, 2], [5], [0], [4]]  # 3 · 3 <= 10 < 4 · 5
+    assert plan_batches([], 10) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "scores"),
+    [
+        ({"num_labels": 2}, [[0.25, 0.75]]),
+        ({"num_labels": 2, "problem_type": "multi_label_classification"}, [[0.5, 0.75]]),
+        ({"num_labels": 2, "problem_type": "regression"}, [[0.0, 1.0986123]]),
+    ],
+    ids=str,
+)
+def test_scores_are_probabilities_or_the_values_themselves(config, scores):
+    logits = torch.tensor([[0.0, 1.0986123]])  # ln 3
+    assert torch.allclose(label_scores(minibert.DistilBertConfig(**config), logits), torch.tensor(scores))
+
+
+def test_a_class_comes_with_the_scores_of_all(checkpoints):
+    (result,) = TextClassifier(checkpoints[TextClassifier])(["ada"])
+    assert result.scores.keys() == {"LABEL_0", "LABEL_1"}
+    assert result.scores[result.label] == result.score == max(result.scores.values())
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 4, 5])
+def test_of_an_overlap_each_half_comes_from_the_window_that_shows_more_around_it(overlap):
+    size, length = 11, 60
+    starts = range(0, length - overlap, size - overlap)
+    windows = [[(i, w) for i in range(start, min(start + size, length))] for w, start in enumerate(starts)]
+    joined = stitch(windows, overlap)
+    assert [i for i, _ in joined] == list(range(length))
+    for i, chosen in joined:
+        # How far it is to the window's nearer edge, where the text goes on beyond it.
+        margins = {}
+        for w, window in enumerate(windows):
+            if window[0][0] <= i <= window[-1][0]:
+                left = i - window[0][0] if w > 0 else length
+                right = window[-1][0] - i if w < len(windows) - 1 else length
+                margins[w] = min(left, right)
+        assert margins[chosen] == max(margins.values())
+
+
+def test_every_word_of_a_long_text_is_tagged_once(checkpoints):
+    text = LONG_TEXT
+    tagger = TokenClassifier(checkpoints[TokenClassifier], batch_tokens=100)
+    assert len(tagger.encode(text).input_ids) > 3
+    (entities,) = tagger([text])  # no label is O here, so they cover the text
+    assert len(entities) > 20
+    assert all(entity.text == text[entity.start : entity.end] for entity in entities)
+    between = [0, *(place for entity in entities for place in (entity.start, entity.end)), len(text)]
+    assert between == sorted(between)
+    assert all(text[start:end].strip() == "" for start, end in zip(between[::2], between[1::2], strict=True))
+
+
+def test_windows_go_from_left_to_right_whatever_side_the_tokenizer_cuts(tmp_path, checkpoints):
+    folder = saved(tmp_path, TASKS[TokenClassifier])
+    tokenizer = minibert.DistilBertTokenizer.from_pretrained(folder)
+    tokenizer.truncation_side = tokenizer.padding_side = "left"
+    tokenizer.save_pretrained(folder)
+    texts = [LONG_TEXT, "ada"]
+    assert list(TokenClassifier(folder)(texts)) == list(TokenClassifier(checkpoints[TokenClassifier])(texts))
+
+
+def test_words_of_a_kind_are_grouped_and_b_begins_anew():
+    text = "ann bo cy di ed flo gus"
+    labels = ["I-PER", "I-PER", "B-PER", "O", "MISC", "MISC", "I-LOC"]
+    spans = [(0, 3), (4, 6), (7, 9), (10, 12), (13, 15), (16, 19), (20, 23)]
+    words = [Word(label, i / 10, *span) for i, (label, span) in enumerate(zip(labels, spans, strict=True))]
+    assert group_words(words, text) == [
+        Entity("PER", 0.05, "ann bo", 0, 6),
+        Entity("PER", 0.2, "cy", 7, 9),
+        Entity("MISC", 0.45, "ed flo", 13, 19),
+        Entity("LOC", 0.6, "gus", 20, 23),
+    ]
+    assert group_words([], "") == []
+
+
+def test_each_mask_is_filled_by_itself_and_no_more_tokens_come_than_there_are(checkpoints):
+    filler = MaskFiller(checkpoints[MaskFiller], top_k=1000)
+    (masks,) = filler(["[MASK] was born in [MASK]"])
+    assert len(masks) == 2
+    for ranked in masks:
+        assert sorted(candidate.token for candidate in ranked) == sorted(WORDS)
+        assert sum(candidate.score for candidate in ranked) == pytest.approx(1)
+        assert ranked == sorted(ranked, key=lambda candidate: -candidate.score)
+        assert all(WORDS[candidate.token_id] == candidate.token for candidate in ranked)
+
+
+def test_spans_come_best_first_in_whole_words():
+    # Tokens 1 and 2 are one word. Spans in tokens: 0-0 .06, 0-1 .24, 1-1 .12, 1-2 .15, 2-2 .05; 0-2, .3, is too long.
+    probs = torch.tensor([[0.6, 0.1], [0.3, 0.4], [0.1, 0.5]])
+    found = list(best_spans(probs, [(0, 3), (4, 9), (4, 9)], max_length=2))
+    assert [span for span, _ in found] == [(0, 9), (4, 9), (0, 3)]
+    assert [score for _, score in found] == pytest.approx([0.24, 0.15, 0.06])
+
+
+def test_answers_are_whole_words_of_the_context_in_windows_too(checkpoints):
+    context = "mathematicians Lovelace " * 40
+    answerer = QuestionAnswerer(checkpoints[QuestionAnswerer], top_k=20)
+    pair = ("who?", context)
+    assert len(answerer.encode(pair).input_ids) > 3
+    (answers,) = answerer([pair])
+    assert len(answers) == len({(answer.start, answer.end) for answer in answers}) == 20
+    assert [answer.score for answer in answers] == sorted((answer.score for answer in answers), reverse=True)
+    for answer in answers:
+        assert answer.text == context[answer.start : answer.end]
+        assert set(answer.text.split()) <= {"mathematicians", "Lovelace"}
+
+
+def test_no_answer_is_one_of_them_where_asked_for(checkpoints):
+    pairs = [("who?", "Ada Lovelace was born in London"), ("who?", "")]
+    without = list(QuestionAnswerer(checkpoints[QuestionAnswerer], top_k=100)(pairs))
+    answerer = QuestionAnswerer(checkpoints[QuestionAnswerer], top_k=100, handle_impossible_answer=True)
+    full, empty = answerer(pairs)
+    assert [answer for answer in full if answer.text] == without[0]
+    assert len(full) == len(without[0]) + 1
+    assert without[1] == []
+    assert empty == [Answer("", 1.0, 0, 0)]  # nothing but [CLS] is left
+
+
+def test_no_answer_scores_what_cls_has_in_the_window_where_it_has_least(checkpoints):
+    answerer = QuestionAnswerer(checkpoints[QuestionAnswerer], top_k=10**6, handle_impossible_answer=True)
+    pair = ("who?", LONG_TEXT)
+    encoding = answerer.encode(pair)
+    of_windows = []
+    for i, ids in enumerate(encoding.input_ids):
+        with torch.no_grad():
+            output = answerer.model(torch.tensor([ids]))
+        takes_part = [j for j, sequence_id in enumerate(encoding.sequence_ids(i)) if j == 0 or sequence_id == 1]
+        start, end = (logits[0, takes_part].softmax(0)[0] for logits in (output.start_logits, output.end_logits))
+        of_windows.append((start * end).item())
+    assert len(of_windows) > 3
+    (answers,) = answerer([pair])
+    assert [answer.score for answer in answers if not answer.text] == [pytest.approx(min(of_windows), rel=1e-3)]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_vector_is_the_mean_of_the_hidden_states_or_that_of_cls(checkpoints, pooling):
+    embedder = Embedder(checkpoints[Embedder], pooling=pooling)
+    (vector,) = embedder(["Ada was born"])
+    with torch.no_grad():
+        states = embedder.model(**embedder.tokenizer(["Ada was born"], return_tensors="pt")).last_hidden_state[0]
+    assert torch.allclose(vector, states.mean(0) if pooling == "mean" else states[0], atol=1e-6)
+
+
+def test_a_long_text_is_cut_where_asked_for(checkpoints):
+    words = ["ada"] * 60
+    (cut,) = Embedder(checkpoints[Embedder], truncation=True)([" ".join(words)])
+    (short,) = Embedder(checkpoints[Embedder])([" ".join(words[:46])])
+    assert torch.equal(cut, short)
+    (cut,) = Embedder(checkpoints[Embedder], truncation=True, max_length=10)([" ".join(words)])
+    (short,) = Embedder(checkpoints[Embedder])([" ".join(words[:8])])
+    assert torch.equal(cut, short)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "texts", "says"),
+    [
+        (TextClassifier, {}, ["ada", "ada " * 50], "text 2: it has 52 tokens, more than 48: truncate or split it"),
+        (TextClassifier, {}, ["ada", None], "text 2: .* is NoneType, not str"),
+        (TextClassifier, {"batch_tokens": 0}, [], "batch_tokens must be at least 1, got 0"),
+        (MaskFiller, {}, ["[MASK]", "ada"], r"text 2: there is no \[MASK\] in it to fill"),
+        (MaskFiller, {"truncation": True}, ["ada " * 50 + "[MASK]"], r"text 1: there is no \[MASK\]"),
+        (MaskFiller, {"top_k": 0}, [], "top_k must be at least 1, got 0"),
+        (QuestionAnswerer, {"top_k": 0}, [], "top_k must be at least 1, got 0"),
+        (QuestionAnswerer, {"max_answer_length": -1}, [], "max_answer_length must be at least 1, got -1"),
+        (QuestionAnswerer, {}, ["ab"], r"text 1: expected a pair \(question, context\), got one str"),
+        (QuestionAnswerer, {}, [("ada " * 45, "ada")], "text 1: the question leaves no room .* window of 48 tokens"),
+        (Embedder, {"pooling": "max"}, [], "pooling must be 'mean' or 'cls', got 'max'"),
+    ],
+)
+def test_what_a_task_cannot_take_is_refused_with_the_way_out(checkpoints, task, options, texts, says):
+    with pytest.raises(ValueError, match=says):
+        list(task(checkpoints[task], **options)(texts))
+
+
+def test_one_text_in_place_of_many_is_refused_at_once(checkpoints):
+    with pytest.raises(TypeError, match=r"got one str: pass \[text\]"):
+        TextClassifier(checkpoints[TextClassifier])("ada")
+
+
+def test_a_vocabulary_without_a_mask_is_refused(tmp_path):
+    folder = saved(tmp_path, "DistilBertForMaskedLM")
+    vocab = {"[MUSK]" if word == "[MASK]" else word: i for i, word in enumerate(WORDS)}
+    minibert.DistilBertTokenizer(vocab, model_max_length=48).save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"its vocabulary has no \[MASK\]"):
+        MaskFiller(folder)
+
+
+def test_a_checkpoint_with_another_head_is_refused(checkpoints):
+    with pytest.raises(ValueError, match=r"unexpected .*qa_outputs"):
+        TextClassifier(checkpoints[QuestionAnswerer])
