@@ -78,6 +78,10 @@ class CheckpointFiles:
             raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
         return content
 
+    def hint(self) -> str:
+        """What to add to the error that a file is missing: perhaps it is only out of reach."""
+        return self.repository.hint() if self.folder is None else ""
+
     def discard(self, path: Path) -> str:
         """Forget a damaged file if it is in the Hub's cache, never if it is the user's; return what to do next."""
         if self.folder is not None:
@@ -107,7 +111,7 @@ def read_tensors(files: CheckpointFiles) -> dict[str, Tensor]:
         return _read_pickle(files, path)
     raise OSError(
         f"{files.name}: no weights in it: neither model.safetensors nor model.safetensors.index.json "
-        f"nor pytorch_model.bin"
+        f"nor pytorch_model.bin{files.hint()}"
     )
 
 
@@ -116,7 +120,7 @@ def _read_safetensors(files: CheckpointFiles, name: object) -> dict[str, Tensor]
         raise ValueError(f"{files.name}: {name!r} is not the name of a safetensors file beside config.json")
     path = files.find(name)
     if path is None:
-        raise OSError(f"{files.name}: {name} is missing, though another file of the checkpoint names it")
+        raise OSError(f"{files.name}: {name} is missing, though another file of the checkpoint names it{files.hint()}")
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -150,7 +150,7 @@ class DistilBertConfig:
         """
         content = files.read_json("config.json")
         if content is None:
-            raise OSError(f"{files.name}: no config.json in it")
+            raise OSError(f"{files.name}: no config.json in it{files.hint()}")
         try:
             return cls.from_dict(content)
         except ValueError as error:

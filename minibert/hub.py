@@ -32,9 +32,13 @@ class HubRepository:
         self.local_files_only = local_files_only
         self.commit: str | None = None
         self.failure = "local_files_only=True forbids the download"  # why a file that is not cached cannot be had
+        self.uncached: list[str] = []  # files that the repository may have, though the cache does not
 
     def find(self, filename: str) -> Path | None:
         """Find a file, downloading it where needed; None where the repository has no such file.
+
+        None also where the commit is cached without the file and the Hub is out of reach: caches that were filled file
+        by file do not know which files there are. `hint` then says so.
 
         Raises:
             OSError: the repository, the revision or the network is not there.
@@ -87,16 +91,25 @@ class HubRepository:
     def _find_in_cache(self, filename: str, cause: BaseException | None) -> Path | None:
         """The Hub failed: nothing waits for it again, and what is cached has to do."""
         if self.local_files_only:
-            raise OSError(
-                f"{self.name}: {filename} is not in the cache, and {self.failure}. "
-                f"Try again when the Hub is within reach, or pass a folder that holds the files"
-            ) from None
+            self.uncached.append(filename)
+            if self.commit is None:
+                raise OSError(f"{self.name}{self.hint()}") from None
+            return None
         self.local_files_only = True
         reason = str(cause).partition("\n")[0]
         self.failure = f"the download failed ({type(cause).__name__}: {reason})"
         path = self.find(filename)
         logger.warning("%s: %s: using the cache for %s", self.name, self.failure, filename)
         return path
+
+    def hint(self) -> str:
+        """Say which files were not to be had, and the way out; nothing where all is known."""
+        if not self.uncached:
+            return ""
+        return (
+            f": {', '.join(dict.fromkeys(self.uncached))} is not in the cache, and {self.failure}. "
+            f"Try again when the Hub is within reach, or pass a folder that holds the files"
+        )
 
     def _check_download(self, path: Path) -> None:
         """Compare a large file with its SHA-256, since plain HTTP has no check of its own.

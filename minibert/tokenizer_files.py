@@ -77,7 +77,7 @@ def read_vocab_txt(files: CheckpointFiles) -> dict[str, int]:
     """Read vocab.txt: a token a line, its id the number of the line; of equal tokens the last one counts."""
     path = files.find("vocab.txt")
     if path is None:
-        raise OSError(f"{files.name}: no tokenizer in it: neither tokenizer.json nor vocab.txt")
+        raise OSError(f"{files.name}: no tokenizer in it: neither tokenizer.json nor vocab.txt{files.hint()}")
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")  # and at nothing else: U+2028 may be a token
     except UnicodeDecodeError as error:

@@ -14,6 +14,7 @@ from minibert.checkpoint import CheckpointFiles
 from .hub import ONE_WAIT, files, new_session
 from .models import model
 
+LOWER = b'{"do_lower_case": true}'
 NAME = "someone/tiny"
 WEIGHTS = "model.safetensors"
 
@@ -147,9 +148,23 @@ def test_a_half_cached_checkpoint_says_what_is_missing(hub, checkpoint):
     DistilBertConfig.from_pretrained(NAME)
     hub.stop()
     with pytest.raises(
-        OSError, match=r"model\.safetensors is not in the cache.*Try again when the Hub is within reach"
+        OSError, match=r"model\.safetensors, .* is not in the cache.*Try again when the Hub is within reach"
     ):
         load_tiny()
+
+
+def test_a_cache_that_does_not_know_which_files_there_are_will_do(hub, checkpoint):
+    # As `hf download` fills it: all files, and no note that there is no tokenizer.json.
+    from huggingface_hub import hf_hub_download
+
+    files = checkpoint | {"vocab.txt": b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nnice\n", "tokenizer_config.json": LOWER}
+    hub.commit(NAME, files)
+    for filename in files:
+        hf_hub_download(NAME, filename)
+    hub.stop()
+    load_tiny(local_files_only=True)
+    tokenizer = DistilBertTokenizer.from_pretrained(NAME, local_files_only=True)
+    assert tokenizer("Nice").input_ids == [2, 4, 3]
 
 
 def test_local_files_only_asks_for_nothing(hub, checkpoint):
