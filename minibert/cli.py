@@ -29,10 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
         Exit status: 0; 1 where a check failed; 2 for a bad input, said on one line.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
-        arguments = ["walk", *arguments]
-    options = build_parser().parse_args(arguments)
+    # For the user one sentence is enough: without this the client also logs each of its retries.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    no_command = not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version"))
+    options = build_parser().parse_args(["walk", *arguments] if no_command else arguments)
     try:
+        if no_command and options.texts:
+            raise ValueError(f"the command comes first, as in `minibert classify --json TEXT`: {options.texts[0]!r} …")
         if options.model is None:
             raise ValueError(f"give --model, a folder or a name on the Hugging Face Hub, such as {options.example}")
         return options.command(options)

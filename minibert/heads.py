@@ -167,7 +167,7 @@ class DistilBertForSequenceClassification(ModelWithHead):
             problem_type = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
         if problem_type == "single_label_classification":
             return cross_entropy(logits, labels)
-        if not labels.is_floating_point() or labels.numel() != logits.numel():
+        if not labels.is_floating_point() or labels.shape not in (logits.shape, logits.squeeze(-1).shape):
             raise ValueError(
                 f"{problem_type} needs floating-point labels of shape {tuple(logits.shape)}, "
                 f"got {labels.dtype} of shape {tuple(labels.shape)}"
@@ -265,7 +265,10 @@ class DistilBertForQuestionAnswering(PreTrainedModel):
     def __init__(self, config: DistilBertConfig) -> None:
         super().__init__(config)
         if config.num_labels != 2:
-            raise ValueError(f"question answering has 2 labels, begin and end, but num_labels is {config.num_labels}")
+            raise ValueError(
+                f"question answering has 2 labels, begin and end, but num_labels is {config.num_labels}: "
+                f"pass num_labels=2"
+            )
         self.distilbert = DistilBertModel(config)
         self.dropout = nn.Dropout(config.qa_dropout)
         self.qa_outputs = nn.Linear(config.dim, 2)
@@ -329,7 +332,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         ValueError: labels of another shape, dtype or range.
     """
     n_classes = logits.shape[-1]
-    if labels.dtype != torch.int64 or labels.numel() * n_classes != logits.numel():
+    if labels.dtype != torch.int64 or labels.shape not in (logits.shape[:-1], (*logits.shape[:-1], 1)):
         raise ValueError(
             f"labels must be int64 of shape {tuple(logits.shape[:-1])}, "
             f"got {labels.dtype} of shape {tuple(labels.shape)}"
@@ -348,7 +351,7 @@ def span_loss(logits: Tensor, positions: Tensor) -> Tensor:
         ValueError: positions of another shape or dtype.
     """
     batch, length = logits.shape
-    if positions.dtype != torch.int64 or positions.numel() != batch:
+    if positions.dtype != torch.int64 or positions.shape not in ((batch,), (batch, 1)):
         raise ValueError(
             f"positions must be int64 of shape ({batch},), got {positions.dtype} of {tuple(positions.shape)}"
         )

@@ -16,6 +16,8 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
     it into -inf, which does no harm beside one real key), and exp() of it is exactly 0. Why not -inf: a row with
     nothing to attend to would be NaN.
 
+    It checks nothing: the model calls `check_attention_mask` first.
+
     Args:
         attention_mask: (B, S), 1 = a key to attend to; or (B, 1 or H, S, S) bool, True = this query may attend to
             this key. See `check_attention_mask`.

@@ -48,7 +48,8 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: DistilBertConfig) -> None:
         super().__init__()
-        # Empty tables: init_weights or a checkpoint fills them. nn.Embedding(V, D) would draw one that nobody uses.
+        # Empty tables, for init_weights or a checkpoint to fill: nn.Embedding(V, D) draws its own, which takes over a
+        # second on the meta device, where from_pretrained builds the model.
         words, positions = (
             torch.empty(config.vocab_size, config.dim),
             torch.empty(config.max_position_embeddings, config.dim),
@@ -185,7 +186,7 @@ class DistilBertModel(PreTrainedModel):
         super().__init__(config)
         self.embeddings = Embeddings(config)
         self.transformer = Transformer(config)
-        self.init_weights(self.embeddings, self.transformer)
+        self.init_weights(self.embeddings, self.transformer)  # N(0, 0.02): see pretrained.py, as for loading and saving
         if config.sinusoidal_pos_embds:
             self.embeddings.position_embeddings.weight.data = sinusoidal_table(
                 config.max_position_embeddings, config.dim

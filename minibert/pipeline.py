@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from .checkpoint import CheckpointFiles
 from .config import DistilBertConfig
 from .encoding import BatchEncoding
 from .heads import (
@@ -73,8 +74,10 @@ class Pipeline(ABC, Generic[Input, Result]):
 
     def __post_init__(self) -> None:
         check_positive("batch_tokens", self.batch_tokens)
-        self.model = self.model_class.from_pretrained(self.checkpoint, revision=self.revision, device=self.device)
-        self.tokenizer = DistilBertTokenizer.from_pretrained(self.checkpoint, revision=self.revision)
+        check_positive("max_length", self.max_length)
+        files = CheckpointFiles(self.checkpoint, revision=self.revision)  # one for both: of the same commit
+        self.model = self.model_class.from_files(files, device=self.device)
+        self.tokenizer = DistilBertTokenizer.from_files(files)
         positions = self.model.config.max_position_embeddings
         self.max_length = min(self.max_length, positions, self.tokenizer.model_max_length or positions)
 
@@ -112,6 +115,8 @@ class Pipeline(ABC, Generic[Input, Result]):
                 encoding = self.encode(text)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"text {number}: {error}") from None
+            if max(map(len, encoding.input_ids)) <= 2:
+                raise ValueError(f"text {number}: there is nothing in it but characters that are no text")
             window.append((text, encoding))
             n_tokens += sum(map(len, encoding.input_ids))
             if n_tokens >= LOOKAHEAD * self.batch_tokens:
@@ -447,8 +452,8 @@ class QuestionAnswerer(Pipeline[tuple[str, str], list[Answer]]):
 
     def encode(self, text: tuple[str, str]) -> BatchEncoding:
         """Turn a question and its context into one row, or a long context into windows, each with the question."""
-        if isinstance(text, str):
-            raise TypeError("expected a pair (question, context), got one str")
+        if not isinstance(text, tuple | list) or len(text) != 2:
+            raise TypeError(f"expected a pair (question, context), got {type(text).__name__} {text!r:.60}")
         question, context = text
         room = self.max_length - len(self.tokenizer.encode(question)) - 1  # [CLS] question [SEP] … [SEP]
         if room < 1:

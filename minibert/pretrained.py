@@ -24,6 +24,7 @@ HEAD_PREFIXES = (
     "qa_outputs.",
 )
 WORDS = "embeddings.word_embeddings.weight"
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 PROJECTOR = "vocab_projector.weight"  # the masked-LM head's; as a rule WORDS itself, and then not in the file
 
 
@@ -108,11 +109,27 @@ class PreTrainedModel(nn.Module):
             OSError: a file, the repository, the revision or the network is not there.
             ValueError: the files hold another architecture, or tensors that do not match it.
         """
-        if not dtype.is_floating_point:
-            raise ValueError(f"dtype must be a floating-point torch.dtype, got {dtype}")
         files = CheckpointFiles(
             name_or_folder, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
+        return cls.from_files(
+            files, dtype=dtype, device=device, new_head=new_head, num_labels=num_labels, id2label=id2label
+        )
+
+    @classmethod
+    def from_files(
+        cls,
+        files: CheckpointFiles,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        new_head: bool = False,
+        num_labels: int | None = None,
+        id2label: Mapping[int, str] | None = None,
+    ) -> Self:
+        """Load a model from files that its tokenizer may share, so that both are of one commit."""
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype!r}")
         config = cls._choose_labels(DistilBertConfig.from_files(files), num_labels, id2label, new_head)
         encoder, head = split_encoder_and_head(read_tensors(files), files.name)
         config = resolve_tie(config, encoder, head)
@@ -134,6 +151,8 @@ class PreTrainedModel(nn.Module):
         chosen = replace(config, num_labels=num_labels, id2label=id2label)  # type: ignore[arg-type]
         if new_head:
             return replace(chosen, problem_type=None)  # the stored one was for the head that is left out
+        if chosen.num_labels != config.num_labels and not cls.head_has_labels:
+            raise ValueError(f"{cls.__name__} has no labels to choose: leave out num_labels= and id2label=")
         if chosen.num_labels != config.num_labels:
             raise ValueError(
                 f"the checkpoint has {config.num_labels} labels, not {chosen.num_labels}: pass new_head=True to draw "
@@ -238,6 +257,8 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, torch.Size
             problems.append(f"{name} is {tuple(tensor.shape)} in the file, config.json says {tuple(expected[name])}")
         elif not tensor.is_floating_point():
             problems.append(f"{name} is {tensor.dtype}, not floating point")
+    if any(name.startswith(HEAD_PREFIXES) for name in expected.keys() ^ found.keys()):
+        problems.append("the file has another head, or none: new_head=True draws one at random, to be trained")
     if problems:
         raise ValueError(f"{where}: the file and the model do not match: {'; '.join(problems)}")
 

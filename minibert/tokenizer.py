@@ -132,6 +132,11 @@ class DistilBertTokenizer:
         files = CheckpointFiles(
             name_or_folder, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
+        return cls.from_files(files)
+
+    @classmethod
+    def from_files(cls, files: CheckpointFiles) -> Self:
+        """Load a tokenizer from files that its model may share, so that both are of one commit."""
         vocab, added_tokens, settings = read_tokenizer(files, cls._settings())
         try:
             return cls(vocab, added_tokens=added_tokens, **settings)
@@ -140,6 +145,8 @@ class DistilBertTokenizer:
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write vocab.txt and tokenizer_config.json, which transformers reads too, in place of what was there.
+
+        Each file is written as a whole or not at all; between the two an interruption leaves one old and one new.
 
         Raises:
             ValueError: a token that a line of vocab.txt cannot hold.

@@ -68,7 +68,7 @@ def read_tokenizer(
         warnings.warn(
             f"{files.name}: no file says whether this tokenizer lowers its texts. Its vocabulary suggests "
             f"do_lower_case={settings['do_lower_case']}: write that into tokenizer_config.json",
-            stacklevel=3,
+            stacklevel=4,  # the caller of from_pretrained
         )
     return vocab, added_tokens, settings
 
@@ -82,13 +82,18 @@ def read_vocab_txt(files: CheckpointFiles) -> dict[str, int]:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")  # and at nothing else: U+2028 may be a token
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error})") from None
+    if lines == [""]:
+        raise ValueError(f"{path}: it is empty")
     return {line.rstrip(): i for i, line in enumerate(lines if lines[-1] else lines[:-1])}
 
 
 def read_added_tokens(files: CheckpointFiles, config: Mapping[str, Any]) -> dict[int, AddedToken]:
     """Read what was added to the tokens of vocab.txt; in old checkpoints that is in files of its own."""
     if "added_tokens_decoder" in config:
-        return {int(i): _added_token(token) for i, token in config["added_tokens_decoder"].items()}
+        tokens = config["added_tokens_decoder"]
+        if not all(i.isdecimal() for i in tokens):
+            raise ValueError(f"{files.name}: tokenizer_config.json: the ids of added_tokens_decoder must be numbers")
+        return {int(i): _added_token(token) for i, token in tokens.items()}
     ids = files.read_json("added_tokens.json") or {}
     special_tokens = (files.read_json("special_tokens_map.json") or {}) if ids else {}
     special = {_content(token) for token in special_tokens.get("additional_special_tokens", ())}

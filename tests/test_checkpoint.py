@@ -85,9 +85,10 @@ def test_dtype_is_what_the_parameters_become(tmp_path, dtype):
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
 
 
-def test_an_integer_dtype_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"dtype must be a floating-point torch.dtype, got torch.int8"):
-        load(tmp_path, dtype=torch.int8)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, "float16", None])
+def test_a_dtype_that_cannot_compute_is_refused(tmp_path, dtype):
+    with pytest.raises(ValueError, match=rf"dtype must be one of torch.float32, .*, got {dtype!r}"):
+        load(tmp_path, dtype=dtype)
 
 
 # Names of other days and other tools

@@ -76,6 +76,12 @@ def test_sentences_of_one_length_are_padded_further_and_the_shortest_is_followed
     assert json.loads(out)["subject"] == 1
 
 
+@pytest.mark.parametrize("texts", ["a nice day", []])
+def test_the_walk_takes_a_list_of_sentences(checkpoint, texts):
+    with pytest.raises(ValueError, match="takes a list of at least one sentence"):
+        walk(*load(checkpoint), texts)
+
+
 def test_long_rows_of_tokens_are_folded(checkpoint, capsys):
     _, out, _ = run(capsys, "walk", "tomorrow " * 14, "a", "--model", checkpoint)
     assert max(map(len, out.splitlines())) <= 110
@@ -136,6 +142,9 @@ def test_a_file_and_standard_input_give_a_line_each(checkpoint, capsys, monkeypa
         (["classify"], "give texts, or --file FILE, or - for standard input"),
         (["classify", "a", "--file", "x"], "give texts, or --file FILE"),
         (["classify", "a", " "], "text 2 is empty"),
+        (["classify", "a", "\u200b"], "text 2: there is nothing in it but"),
+        (["--json", "classify", "a"], "the command comes first"),
+        (["compare", "a", "--model", "b"], "two checkpoints, a and --model b"),
         (["walk", ""], "text 1 is empty"),
         (["classify", "nice " * 20], "16"),
         (["classify", "--file", "no/such/file"], "no/such/file"),

@@ -83,6 +83,14 @@ def test_weights_come_from_the_commit_of_the_config_though_main_moves_on(hub, ch
     assert torch.equal(load_tiny(revision=first).classifier.bias, load(checkpoint[WEIGHTS])["classifier.bias"])
 
 
+def test_a_model_and_its_tokenizer_may_share_one_commit_though_main_moves_on(hub, checkpoint):
+    hub.commit(NAME, checkpoint | {"vocab.txt": b"[UNK]\n[CLS]\n[SEP]\nold\n", "tokenizer_config.json": LOWER})
+    hub.after[WEIGHTS] = lambda: hub.commit(NAME, checkpoint | {"vocab.txt": b"[UNK]\n[CLS]\n[SEP]\nnew\n"})
+    files = CheckpointFiles(NAME)
+    DistilBertForSequenceClassification.from_files(files)
+    assert DistilBertTokenizer.from_files(files).tokenize("old new") == ["old", "[UNK]"]
+
+
 def test_cache_dir_says_where_files_are_kept(hub, checkpoint, tmp_path):
     hub.commit(NAME, checkpoint)
     load_tiny(cache_dir=tmp_path / "elsewhere")

@@ -12,6 +12,8 @@ from minibert.study import (
     logit_lens,
     patch,
     rollout,
+    trace,
+    walk,
 )
 
 from .models import HEADS, batch, model
@@ -169,3 +171,18 @@ def test_the_logit_lens_ends_in_the_models_own_logits():
     assert lens.shape == (3, 3, 7, 50)
     assert torch.equal(lens[-1], each(**inputs).logits)
     assert not torch.equal(lens[0], lens[-1])
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda each, inputs: patch(each, inputs, inputs, "head", lambda output: output.logits[0, 0]),
+        lambda each, inputs: gradient_times_input(each, inputs),
+        lambda each, inputs: integrated_gradients(each, inputs),
+        lambda each, inputs: trace(each, inputs, [["t"] * 7] * 3),
+        lambda each, inputs: walk(each, None),
+    ],
+)
+def test_a_model_in_training_mode_is_refused(look):
+    with pytest.raises(ValueError, match=r"training mode.*model\.eval\(\)"):
+        look(model(CLASSIFIER).train(), batch())

@@ -33,7 +33,7 @@ def test_ids_in_padded_slots_leave_real_positions_bit_equal(mask):
 
 
 def test_without_the_mask_they_do_not():
-    each, inputs = model(), batch()
+    each, inputs = model(), batch(vocab_size=49)
     real = inputs["attention_mask"].bool()
     other = torch.where(real, inputs["input_ids"], inputs["input_ids"] + 1)
     first, second = each(inputs["input_ids"]), each(other)
@@ -212,6 +212,16 @@ def test_an_input_that_cannot_be_right_is_refused(inputs, says):
         ("DistilBertForSequenceClassification", {"labels": torch.tensor([0, 2])}, "contain 2, .* classes are 0 to 1"),
         ("DistilBertForSequenceClassification", {"labels": torch.tensor([0])}, r"int64 of shape \(2,\), got .* \(1,\)"),
         ("DistilBertForSequenceClassification", {"labels": torch.tensor([0.0, 1.0])}, r"floating-point .*\(2, 2\)"),
+        (
+            "DistilBertForSequenceClassification",
+            {"labels": torch.ones(1, 4)},
+            r"floating-point .*\(2, 2\), got .*\(1, 4\)",
+        ),
+        (
+            "DistilBertForTokenClassification",
+            {"labels": IDS.T.contiguous()},
+            r"int64 of shape \(2, 3\), got .*\(3, 2\)",
+        ),
         ("DistilBertForSequenceClassification", {"labels": IDS[:, 0].int()}, "int64 .* got torch.int32"),
         ("DistilBertForTokenClassification", {"labels": IDS - 3}, "contain -2"),
         ("DistilBertForMaskedLM", {"labels": IDS[:, :2]}, r"shape \(2, 3\), got torch.int64 of shape \(2, 2\)"),

@@ -84,3 +84,16 @@ def test_labels_that_cannot_be_had_are_refused(tmp_path, kind, arguments, messag
     saved(tmp_path)
     with pytest.raises(ValueError, match=message):
         kind.from_pretrained(tmp_path, **arguments)
+
+
+def test_a_checkpoint_with_another_head_says_how_to_get_a_new_one(tmp_path):
+    saved(tmp_path, "DistilBertForMaskedLM")
+    with pytest.raises(ValueError, match="another head, or none: new_head=True draws one at random"):
+        minibert.DistilBertForSequenceClassification.from_pretrained(tmp_path)
+
+
+def test_labels_are_refused_where_the_head_has_none_to_choose(tmp_path):
+    saved(tmp_path, "DistilBertForMaskedLM")
+    for head in (minibert.DistilBertForMaskedLM, minibert.DistilBertModel):
+        with pytest.raises(ValueError, match="has no labels to choose: leave out num_labels="):
+            head.from_pretrained(tmp_path, num_labels=5)

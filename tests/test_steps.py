@@ -251,6 +251,26 @@ def test_an_edit_of_another_shape_or_of_no_tensor_is_refused():
         each(**inputs)
 
 
+def test_an_edit_that_returns_no_tensor_is_refused():
+    def in_place(probs):
+        probs[:] = 0
+
+    for change in (in_place, 0.0):
+        each = model()
+        with (
+            pytest.raises(ValueError, match=r"gives a (NoneType|float): return the new value, a tensor"),
+            edit(each, {PROBS.format(0): change}),
+        ):
+            each(**batch())
+
+
+def test_values_may_be_reduced_to_plain_numbers():
+    each = model()
+    with capture(each, "*.probs", to=lambda probs: probs.max().item()) as steps:
+        each(**batch())
+    assert all(type(value) is float for value in steps.values())
+
+
 def test_names_come_in_the_models_order_each_once():
     names = matching_names(model(), ("*.probs", "*.attention.[qp]*", "embeddings.sum"))
     assert names == ["embeddings.sum"] + [

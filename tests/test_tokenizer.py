@@ -712,7 +712,7 @@ def test_tokens_added_in_files_of_their_own(tmp_path):
     [
         ({}, OSError, "no tokenizer in it: neither tokenizer.json nor vocab.txt"),
         ({"vocab_txt": b"\xff\xfe"}, ValueError, "vocab.txt: not UTF-8"),
-        ({"vocab_txt": b"", "tokenizer_config": LOWER}, ValueError, r"the vocabulary of 0 tokens lacks \[UNK\]"),
+        ({"vocab_txt": b"", "tokenizer_config": LOWER}, ValueError, r"vocab\.txt: it is empty"),
         ({"vocab_txt": "a\nb", "tokenizer_config": LOWER}, ValueError, r"the vocabulary of 2 tokens lacks \[UNK\]"),
         ({"tokenizer": "{"}, ValueError, "not valid JSON"),
         ({"tokenizer": {"model": {"type": "BPE"}}}, ValueError, "its tokenizer.json is of a BPE tokenizer, not of"),
@@ -723,6 +723,11 @@ def test_tokens_added_in_files_of_their_own(tmp_path):
             {"vocab_txt": BASIC, "tokenizer_config": {"added_tokens_decoder": {"7": "<e>"}}},
             ValueError,
             "not as transformers writes them",
+        ),
+        (
+            {"vocab_txt": BASIC, "tokenizer_config": {"added_tokens_decoder": {"x": {"content": "y"}}}},
+            ValueError,
+            "ids of added_tokens_decoder must be numbers",
         ),
         (
             {"vocab_txt": BASIC, "tokenizer_config": LOWER | {"padding_side": "up"}},

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..heads import DistilBertForMaskedLM, DistilBertForSequenceClassification
 from .report import Report, table
+from .steps import check_eval
 
 
 def rollout(attentions: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
@@ -129,6 +130,7 @@ def logit_lens(model: DistilBertForMaskedLM, batch: Mapping[str, Tensor]) -> Ten
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
+    check_eval(model)
     hidden_states = model.distilbert(
         batch["input_ids"], batch.get("attention_mask"), output_hidden_states=True
     ).hidden_states
@@ -136,6 +138,7 @@ def logit_lens(model: DistilBertForMaskedLM, batch: Mapping[str, Tensor]) -> Ten
 
 
 def _word_embeddings(model: DistilBertForSequenceClassification, batch: Mapping[str, Tensor]) -> Tensor:
+    check_eval(model)
     return model.distilbert.embeddings.word_embeddings(batch["input_ids"]).detach()  # (B, S, D)
 
 

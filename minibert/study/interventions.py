@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..pretrained import PreTrainedModel
 from .report import Report, table
-from .steps import capture, edit
+from .steps import capture, check_eval, edit
 
 
 @contextmanager
@@ -112,6 +112,7 @@ def patch(
 
     Source: Meng et al. 2022, section 2 (causal tracing); Vig et al. 2020.
     """
+    check_eval(model)
     if points not in ("position", "head"):
         raise ValueError(f"points must be 'position' or 'head', got {points!r}")
     for name, batch in (("clean", clean), ("corrupt", corrupt)):

@@ -21,6 +21,7 @@ from ..mask import check_attention_mask
 from ..model import DistilBertModel
 from ..tokenizer import DistilBertTokenizer
 from .report import Report, table
+from .steps import check_eval
 
 Model = DistilBertModel | ModelWithHead | DistilBertForQuestionAnswering
 BASE = DistilBertConfig()  # distilbert-base
@@ -67,8 +68,7 @@ def read_batch(model: Model, batch: Mapping[str, Tensor]) -> Rows:
     Raises:
         ValueError: a model in training mode; a batch that lacks a tensor, does not fit the model or has no padding.
     """
-    if model.training:
-        raise ValueError("the model is in training mode, where dropout changes every value: call model.eval() first")
+    check_eval(model)
     for name in ("input_ids", "attention_mask"):
         if not isinstance(batch.get(name), Tensor):
             raise ValueError(f"the batch needs a tensor {name}: tokenizer(texts, padding=True, return_tensors='pt')")

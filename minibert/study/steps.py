@@ -39,7 +39,7 @@ def capture(
         patterns: names of steps or submodules, or shell patterns; none means all of them.
         to: what becomes of each value as it comes, so that a long batch need not be held whole: a device, a dtype,
             or a function such as `lambda probs: probs.mean(dim=1)`.
-        limit: bytes that the collected values may take.
+        limit: bytes that the collected values may take, each counted by itself though some are views of another.
 
     Yields:
         A dict from name to value, filled in order of execution; a second forward replaces the first one's values.
@@ -56,7 +56,7 @@ def capture(
             return  # a whole model returns a dataclass, whose parts have names of their own
         steps.pop(name, None)  # so that the order is that of the last forward
         steps[name] = value if to is None else _send(value, to)
-        if (held := sum(tensor.nbytes for tensor in steps.values())) > limit:
+        if (held := sum(getattr(kept, "nbytes", 0) for kept in steps.values())) > limit:
             steps.clear()
             raise ValueError(
                 f"capture holds {held:,} bytes at {name}, more than limit={limit:,}: name fewer steps, send the values "
@@ -87,6 +87,8 @@ def edit(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
         if not isinstance(value, Tensor):
             raise ValueError(f"{name} returns a {type(value).__name__}, not a tensor: edit a step inside it")
         new = change.to(value) if isinstance(change, Tensor) else _apply(change, value, name)
+        if not isinstance(new, Tensor):
+            raise ValueError(f"the edit of {name} gives a {type(new).__name__}: return the new value, a tensor")
         if not _broadcasts(value.shape, new.shape):
             raise ValueError(f"the edit of {name} gives shape {tuple(new.shape)}, the value has {tuple(value.shape)}")
         return (new, *output[1:]) if isinstance(output, tuple) else new
@@ -105,7 +107,9 @@ def capture_nbytes(
     patterns: Sequence[str] = (),
     dtype: torch.dtype = torch.float32,
 ) -> int:
-    """Say beforehand how many bytes a capture of the encoder would hold, without computing anything.
+    """Say beforehand how many bytes a capture of the encoder would hold at most, without computing anything.
+
+    Each value counts by itself, though some are views of another: q is q_lin in another shape.
 
     Args:
         config: of the model.
@@ -123,6 +127,16 @@ def capture_nbytes(
     with capture(model, *(pattern.removeprefix("distilbert.") for pattern in patterns), limit=2**63) as steps:
         model(ids, torch.ones_like(ids))
     return sum(tensor.nbytes for tensor in steps.values())
+
+
+def check_eval(model: nn.Module) -> None:
+    """Refuse a model in training mode.
+
+    Raises:
+        ValueError: it is.
+    """
+    if model.training:
+        raise ValueError("the model is in training mode, where dropout changes every value: call model.eval() first")
 
 
 def matching_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -146,7 +160,9 @@ def _send(value: Tensor, to: Destination) -> Tensor:
     return to(value)
 
 
-def _apply(change: Any, value: Tensor, name: str) -> Tensor:
+def _apply(change: Any, value: Tensor, name: str) -> Any:
+    if not callable(change):
+        return change
     try:
         parameters = inspect.signature(change).parameters.values()
     except ValueError:  # one of PyTorch's own functions, such as torch.relu

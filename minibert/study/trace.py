@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..pretrained import PreTrainedModel
 from .report import Report, table
-from .steps import capture
+from .steps import capture, check_eval
 
 FORMULAS = {  # by the end of a step's name; x is what the module before gave
     "word_embeddings": "W[ids]",
@@ -118,6 +118,7 @@ def trace(
     Raises:
         ValueError: a place that there is not.
     """
+    check_eval(model)
     length = batch["input_ids"].shape[-1]
     sizes = (model.config.n_layers, model.config.n_heads, len(tokens), length)
     for name, index, size in zip(("layer", "head", "row", "query"), (layer, head, row, query), sizes, strict=True):

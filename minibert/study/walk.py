@@ -11,7 +11,7 @@ from torch import Tensor
 from ..heads import DistilBertForSequenceClassification
 from ..tokenizer import DistilBertTokenizer
 from .report import Report, table
-from .steps import capture
+from .steps import capture, check_eval
 from .trace import keys_table
 
 SENTENCES = ("Today is a nice day!", "But what about tomorrow? Im not sure.")
@@ -115,6 +115,9 @@ def walk(
         tokenizer: its tokenizer.
         texts: the sentences. Where all have the same length, four [PAD] are added, so that there is something to see.
     """
+    check_eval(model)
+    if isinstance(texts, str) or not texts:
+        raise ValueError(f"the walk takes a list of at least one sentence, got {texts!r}")
     texts = list(texts)
     lengths = [len(ids) for ids in tokenizer(texts).input_ids]
     shortest, longest = min(lengths), max(lengths)
