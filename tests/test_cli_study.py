@@ -13,6 +13,7 @@ from minibert.study.walk import SENTENCES
 
 from .checkpoints import rewrite
 from .command_line import load, run
+from .models import model
 
 PROBS = "distilbert.transformer.layer.{}.attention.probs"
 
@@ -49,6 +50,16 @@ def test_padding_prints_what_it_takes_moves_and_costs(checkpoint, capsys):
     status, _, err = run(capsys, "padding", "a nice day", "--model", checkpoint)
     assert status == 2
     assert "nothing is padded" in err
+
+
+@pytest.mark.parametrize("head", ["DistilBertModel", "DistilBertForMaskedLM", "DistilBertForQuestionAnswering"])
+def test_trace_and_padding_take_any_head(checkpoint, capsys, tmp_path, head):
+    model(head, vocab_size=50).save_pretrained(tmp_path)
+    load(checkpoint)[1].save_pretrained(tmp_path)
+    status, out, err = run(capsys, "trace", "a nice day", "not", "--model", tmp_path)
+    assert (status, err) == (0, "")
+    assert "softmax over keys" in out
+    assert run(capsys, "padding", "a nice day", "not", "--model", tmp_path)[0] == 0
 
 
 def test_masks_needs_no_checkpoint(capsys):

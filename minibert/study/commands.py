@@ -1,4 +1,4 @@
-"""The commands that look inside: walk, trace, padding, masks, compare."""
+"""The commands that look inside: walk, trace, view, padding, masks, compare."""
 
 import argparse
 import json
@@ -13,9 +13,10 @@ from ..arguments import add_common_options, refuse_empty
 from ..checkpoint import CheckpointFiles
 from ..heads import DistilBertForSequenceClassification
 from ..tokenizer import DistilBertTokenizer
-from .compare import compare_checkpoint
+from .compare import compare_checkpoint, load_checkpoint
 from .masks import check_pad_invariance, compare_masks, renormalisation
 from .padding import left_padding, pad_mass, padding_cost, padding_drift, precision_ladder
+from .page import attention_page
 from .report import Report, plain, table
 from .trace import trace
 from .walk import SENTENCES, walk
@@ -47,6 +48,15 @@ def add_study_commands(commands: Any) -> None:
     command.set_defaults(command=run_trace)
     add_common_options(command)
 
+    command = commands.add_parser("view", help="attention as an HTML page, with the mask and without")
+    add_sentences(command)
+    command.add_argument("-o", "--out", type=Path, default=Path("attention.html"), metavar="FILE", help="the page")
+    command.add_argument("--length", type=int, metavar="N", help="pad or cut to so many tokens; default: pad")
+    command.add_argument("--layers", type=numbers, metavar="N,N", help="only these layers, such as 0,5")
+    command.add_argument("--heads", type=numbers, metavar="N,N", help="only these heads of each")
+    command.set_defaults(command=run_view)
+    add_common_options(command)
+
     command = commands.add_parser("padding", help="what padding takes, moves and costs, with the mask and without")
     add_sentences(command)
     command.set_defaults(command=run_padding)
@@ -65,16 +75,18 @@ def add_study_commands(commands: Any) -> None:
     add_common_options(command)
 
 
-def load_classifier(options: argparse.Namespace) -> tuple[DistilBertForSequenceClassification, DistilBertTokenizer]:
-    """Load the model that the options name, and its tokenizer."""
+def load(options: argparse.Namespace) -> tuple[Any, DistilBertTokenizer]:
+    """Load the model that the options name, with the head that it has, and its tokenizer."""
     files = CheckpointFiles(options.model, revision=options.revision)
-    return DistilBertForSequenceClassification.from_files(files), DistilBertTokenizer.from_files(files)
+    return load_checkpoint(files), DistilBertTokenizer.from_files(files)
 
 
 def run_walk(options: argparse.Namespace) -> int:
     """Print the walk; for the official checkpoint also hold its logits against the published ones."""
     texts = sentences(options)
-    model, tokenizer = load_classifier(options)
+    files = CheckpointFiles(options.model, revision=options.revision)
+    model = DistilBertForSequenceClassification.from_files(files)
+    tokenizer = DistilBertTokenizer.from_files(files)
     result = walk(model, tokenizer, texts)
     name = Path(options.model).name
     published = None if options.texts else PUBLISHED.get(name)
@@ -101,17 +113,29 @@ def run_walk(options: argparse.Namespace) -> int:
 
 def run_trace(options: argparse.Namespace) -> int:
     """Print the trace."""
-    model, tokenizer = load_classifier(options)
+    model, tokenizer = load(options)
     inputs = tokenizer(sentences(options), padding=True, return_tensors="pt")
     tokens = [tokenizer.convert_ids_to_tokens(row) for row in inputs.input_ids.tolist()]
     show(options, {"trace": trace(model, inputs, tokens, options.layer, options.head, options.row, options.query)})
     return 0
 
 
+def run_view(options: argparse.Namespace) -> int:
+    """Write the page, and say how large it is."""
+    texts = sentences(options)
+    model, tokenizer = load(options)
+    choice = {"length": options.length, "layers": options.layers, "heads": options.heads}
+    page = attention_page(model, tokenizer, texts, title=f"Attention: {Path(options.model).name}", **choice)
+    written = options.out.write_bytes(page.encode())
+    report = {"file": str(options.out), "bytes": written}
+    print(json.dumps(report) if options.json else f"{options.out}: {written / 1e6:.2f} MB")
+    return 0
+
+
 def run_padding(options: argparse.Namespace) -> int:
     """Print what the sentences' padding takes, moves and costs."""
     texts = sentences(options)
-    model, tokenizer = load_classifier(options)
+    model, tokenizer = load(options)
     inputs = tokenizer(texts, padding=True, return_tensors="pt")
     lengths = inputs.attention_mask.sum(1).tolist()
     positions = model.config.max_position_embeddings
@@ -151,6 +175,11 @@ def run_compare(options: argparse.Namespace) -> int:
 def add_sentences(command: argparse.ArgumentParser) -> None:
     """Add the sentences that a command works on."""
     command.add_argument("texts", nargs="*", metavar="TEXT", help="sentences, in place of the walk's two")
+
+
+def numbers(text: str) -> list[int]:
+    """Read numbers with commas between them."""
+    return [int(number) for number in text.split(",")]
 
 
 def sentences(options: argparse.Namespace) -> list[str]:

@@ -293,18 +293,23 @@ def compare_checkpoint(
     if unknown := [word for word in against if word not in AGAINST]:
         raise ValueError(f"against must be of {AGAINST}, got {unknown[0]!r}")
     files = CheckpointFiles(name_or_folder, revision=revision)
-    architectures = (files.read_json("config.json") or {}).get("architectures") or ["DistilBertModel"]
-    if architectures not in [[name] for name in MODELS]:
-        raise ValueError(f"{files.name}: config.json has architectures {architectures!r}, but not one of {[*MODELS]}")
-    model = MODELS[architectures[0]].from_pretrained(name_or_folder, revision=revision)
-    batches = _checkpoint_batches(model, name_or_folder, revision)
+    model = load_checkpoint(files)
+    batches = _checkpoint_batches(model, files)
     comparisons = []
     if "transformers" in against:
-        other = _load_transformers(architectures[0], name_or_folder, revision)
+        other = _load_transformers(type(model).__name__, name_or_folder, revision)
         comparisons += [compare(model, other, batch) for batch in batches]
     if "oracle" in against:
         comparisons += [compare(model.double(), "oracle", batch) for batch in batches]
     return CheckpointComparison(files.name, comparisons)
+
+
+def load_checkpoint(files: CheckpointFiles) -> PreTrainedModel:
+    """Load a checkpoint as the class that its config.json names, the bare encoder where it names none."""
+    architectures = (files.read_json("config.json") or {}).get("architectures") or ["DistilBertModel"]
+    if architectures not in [[name] for name in MODELS]:
+        raise ValueError(f"{files.name}: config.json has architectures {architectures!r}, but not one of {[*MODELS]}")
+    return MODELS[architectures[0]].from_files(files)
 
 
 def _run(model: nn.Module, batch: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
@@ -409,9 +414,7 @@ def _spread(real: Tensor, name: str, value: Tensor) -> Tensor:
     return real if name in ("start_logits", "end_logits") else torch.ones_like(value, dtype=torch.bool)
 
 
-def _checkpoint_batches(
-    model: PreTrainedModel, name_or_folder: str | os.PathLike[str], revision: str | None
-) -> list[dict[str, Tensor]]:
+def _checkpoint_batches(model: PreTrainedModel, files: CheckpointFiles) -> list[dict[str, Tensor]]:
     """Return random padded batches, the same each time, and two sentences where there is a tokenizer."""
     config, generator = model.config, torch.Generator().manual_seed(0)
     batches = []
@@ -421,7 +424,7 @@ def _checkpoint_batches(
         lengths = torch.linspace(length, 1, rows).long()
         batches.append({"input_ids": ids, "attention_mask": (torch.arange(length) < lengths[:, None]).long()})
     try:
-        tokenizer = DistilBertTokenizer.from_pretrained(name_or_folder, revision=revision)
+        tokenizer = DistilBertTokenizer.from_files(files)
     except OSError:  # the checkpoint has none
         pass
     else:

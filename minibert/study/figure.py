@@ -1,0 +1,82 @@
+"""One head's attention as a matplotlib figure, for a paper: PNG, SVG, PDF."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..pretrained import PreTrainedModel
+from ..tokenizer import DistilBertTokenizer
+from .page import encode
+from .steps import capture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@torch.no_grad()
+def attention_figure(
+    model: PreTrainedModel,
+    tokenizer: DistilBertTokenizer,
+    texts: str | Sequence[str],
+    pairs: Sequence[str] | None = None,
+    *,
+    layer: int = 0,
+    head: int = 0,
+    row: int = 0,
+    masks: Sequence[bool] = (False, True),
+    length: int | None = None,
+) -> "Figure":
+    """Draw the attention of one head, query down, key across; padded keys are hatched, padded queries dimmed.
+
+    Args:
+        model: any model but multiple choice, in eval mode.
+        tokenizer: its tokenizer.
+        texts: the rows of the batch.
+        pairs: the second text of each row.
+        layer: the layer to draw.
+        head: its head.
+        row: the row of the batch.
+        masks: a panel each: False for a run without the mask, True for one with it.
+        length: pad or cut the rows to so many tokens; None: pad to the longest.
+
+    Returns:
+        A figure: `figure.savefig("attention.pdf")`.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        ValueError: a model in training mode or with choices; a layer, head or row that there is not; no panel.
+    """
+    try:
+        from matplotlib.colors import PowerNorm
+        from matplotlib.figure import Figure  # not pyplot, which has global state
+    except ImportError as error:
+        raise ImportError("attention_figure needs matplotlib: pip install 'minibert[plot]'") from error
+    inputs = encode(model, tokenizer, texts, pairs, length)
+    input_ids, real = inputs["input_ids"], inputs["attention_mask"]
+    sizes = {"layer": (layer, model.config.n_layers), "head": (head, model.config.n_heads), "row": (row, len(real))}
+    for name, (index, size) in sizes.items():
+        if not 0 <= index < size:
+            raise ValueError(f"{name} must be 0 to {size - 1}, got {index}")
+    if not masks:
+        raise ValueError("masks is empty: give a panel or two, such as masks=[True]")
+    probs = f"{model.encoder_prefix}transformer.layer.{layer}.attention.probs"
+    tokens = tokenizer.convert_ids_to_tokens(input_ids[row].tolist())
+    ticks = range(len(tokens))
+    side = 1.4 + 0.22 * len(tokens)  # inches
+    figure = Figure(figsize=(side * len(masks) + 0.6, side), layout="constrained")
+    panels = figure.subplots(1, len(masks), squeeze=False)[0]
+    for panel, mask in zip(panels, masks, strict=True):
+        with capture(model, probs) as steps:
+            model(input_ids, real if mask else None)
+        values = steps[probs][row, head].float().cpu().numpy()
+        image = panel.imshow(values, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))  # √p: small weights are seen
+        panel.set_title(f"layer {layer}, head {head}, {'with' if mask else 'without'} mask", fontsize="medium")
+        panel.set_xticks(ticks, tokens, rotation=90, parse_math=False)  # "$" is a token, not a formula
+        panel.set_yticks(ticks, tokens, parse_math=False)
+        panel.set(xlabel="key", ylabel="query")
+        for padded in (real[row] == 0).nonzero()[:, 0].tolist():
+            panel.axhspan(padded - 0.5, padded + 0.5, color="white", alpha=0.65, linewidth=0)
+            panel.axvspan(padded - 0.5, padded + 0.5, fill=False, hatch="///", edgecolor="0.6", linewidth=0, zorder=3)
+    figure.colorbar(image, ax=panels, label="probability", shrink=0.7)
+    return figure
