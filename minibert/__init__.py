@@ -15,6 +15,7 @@ from .heads import (
 )
 from .mask import additive_mask
 from .model import DistilBertModel
+from .packed import pack
 from .tokenizer import DistilBertTokenizer
 
 DEMO = Path(__file__).with_name("demo")  # the folder of the small trained checkpoint that ships with the package
@@ -30,4 +31,5 @@ __all__ = [
     "DistilBertModel",
     "DistilBertTokenizer",
     "additive_mask",
+    "pack",
 ]

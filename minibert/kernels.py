@@ -1,0 +1,124 @@
+"""Linear layers that are prepared once for fast inference on x86 CPUs, in place of `nn.Linear`.
+
+Both give a row the same bits whatever the number of rows beside it and of threads. `nn.Linear` does not: the order in
+which a matrix product adds up depends on its size.
+"""
+
+import copy
+import platform
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .pretrained import PreTrainedModel
+
+BLOCK = 16  # float32 numbers in a vector register of AVX-512
+MOST_THREADS = 8  # a layout made for 16 adds up in another order where the number of rows is another
+
+
+class MklLinear(nn.Module):
+    """Weights laid out once, not at each call, in the order in which MKL's matrix product reads them.
+
+    Rows do not depend on each other under two conditions, found by measuring: the layout is made for at most 8 threads
+    (it is fastest for as many as will run), and the width is a multiple of 16; zeros fill it up.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.width, self.n_inputs = linear.out_features, linear.in_features
+        missing = -self.width % BLOCK
+        weight, self.bias = F.pad(linear.weight, (0, 0, 0, missing)), F.pad(linear.bias, (0, missing))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(min(threads, MOST_THREADS))
+        self.packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, 512)  # 512 rows are typical; any number may come
+        torch.set_num_threads(threads)
+        self.shape_only = weight.new_empty(1).expand(weight.shape)  # nothing else is read of the weight itself
+
+    @staticmethod
+    def is_available() -> bool:
+        """Whether torch has MKL, and the private operators used here."""
+        x86 = platform.machine() in ("x86_64", "AMD64")
+        return x86 and torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) -> (…, out), float32."""
+        rows = x.numel() // self.n_inputs
+        return torch.ops.mkl._mkl_linear(x, self.packed, self.shape_only, self.bias, rows)[..., : self.width]
+
+
+class Int8Linear(nn.Module):
+    """Numbers rounded to int8: each output channel's weights with a scale of their own, each row of x likewise.
+
+    Integers add up exactly in any order, and no row's scale depends on another row.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.n_inputs = linear.in_features
+        self.bias = linear.bias.clone()
+        self.scales = int8_scales(linear.weight)[:, 0]  # (out,)
+        self.zeros = torch.zeros(len(self.scales), dtype=torch.long)
+        weight = (linear.weight / self.scales[:, None]).round().to(torch.int8)
+        self.packed = torch.ops.onednn.qlinear_prepack(weight, None)
+
+    @staticmethod
+    def is_available() -> bool:
+        """Whether the CPU multiplies int8 exactly (VNNI), and torch has the operators used here."""
+        x86 = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
+        known = hasattr(torch.ops.onednn, "qlinear_prepack") and hasattr(torch.cpu, "_is_vnni_supported")  # private
+        return x86 and known and torch.cpu._is_vnni_supported()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) -> (…, out), float32."""
+        scales = int8_scales(x)  # (…, 1)
+        uint8 = torch.div(x, scales).add_(128.5).to(torch.uint8)  # -127 … 127, rounded, as 1 … 255: zero is at 128
+        product = torch.ops.onednn.qlinear_pointwise(
+            uint8, 1.0, 128, self.packed, self.scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return torch.addcmul(self.bias, product, scales, out=product)
+
+
+Kernel = MklLinear | Int8Linear
+
+
+def int8_scales(x: Tensor) -> Tensor:
+    """(…, N) -> (…, 1): what 1 stands for, so that the largest of N numbers becomes 127."""
+    largest = torch.maximum(x.amax(-1, keepdim=True), -x.amin(-1, keepdim=True))
+    return largest.div_(127).clamp_(min=torch.finfo(x.dtype).tiny)
+
+
+def is_cpu_float32(model: PreTrainedModel) -> bool:
+    """Whether prepared linear layers may take the place of the model's."""
+    return model.device.type == "cpu" and model.dtype == torch.float32
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def copy_structure(model: Model) -> Model:
+    """Copy a model's modules but not its parameters, which the copy shares."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
+@torch.no_grad()
+def replace_linears(root: nn.Module, kind: type[MklLinear] | type[Int8Linear]) -> None:
+    """Put a `kind` in place of each `nn.Linear` below a module."""
+    for parent in list(root.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Linear:
+                setattr(parent, name, kind(child))
+
+
+@torch.no_grad()
+def rows_are_independent(model: nn.Module) -> bool:
+    """Whether all linear layers of a model are of the kinds above, and on this machine do what these promise."""
+    kernels = [part for part in model.modules() if isinstance(part, Kernel)]
+    shapes = {(type(kernel), kernel.n_inputs, len(kernel.bias)): kernel for kernel in kernels}
+    for kernel in shapes.values():  # one of each shape
+        x = torch.linspace(-1, 1, 40 * kernel.n_inputs).view(40, -1)
+        together = kernel(x)
+        if not all(torch.equal(kernel(x[:n]), together[:n]) for n in (1, 2, 7, 16, 33)):
+            return False
+    return not any(isinstance(part, nn.Linear) for part in model.modules())

@@ -1,0 +1,323 @@
+"""The fast path: what the model computes at real tokens, without padding, with the same bits in any batch."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import minibert
+from minibert import DistilBertForSequenceClassification, DistilBertModel, DistilBertTokenizer, pack
+from minibert.kernels import Int8Linear, MklLinear, rows_are_independent
+
+from .models import BASE_SIZES, HEADS, batch, model, tensors
+
+each_head = pytest.mark.parametrize("head", HEADS)
+needs_mkl = pytest.mark.skipif(not MklLinear.is_available(), reason="torch has no MKL here")
+needs_vnni = pytest.mark.skipif(not Int8Linear.is_available(), reason="the CPU has no VNNI")
+each_kernel = pytest.mark.parametrize(
+    "int8", [pytest.param(False, marks=needs_mkl), pytest.param(True, marks=needs_vnni)], ids=["float32", "int8"]
+)
+ON_CLS = ("DistilBertForSequenceClassification", "DistilBertForMultipleChoice")
+LONG = {"max_position_embeddings": 512, "initializer_range": 0.02}
+
+
+def real_tokens(inputs):
+    """(B, S) bools; the rows of multiple choice one after the other."""
+    mask, ids = inputs["attention_mask"], inputs["input_ids"]
+    return (torch.ones_like(ids) if mask is None else mask).bool().flatten(0, -2)
+
+
+def is_by_token(name, tensor):
+    """Whether an output has a value for each token: all but the logits of a head on [CLS], (B, L) or (B, C)."""
+    return name != "logits" or tensor.ndim == 3
+
+
+def largest_difference(first, second, real):
+    """Over all outputs, at real tokens where an output has a value for each token."""
+    first, second = tensors(first), tensors(second)
+    assert first.keys() == second.keys()
+    worst = 0.0
+    for name, tensor in first.items():
+        assert tensor.shape == second[name].shape
+        assert tensor.dtype == second[name].dtype
+        at = real if is_by_token(name, tensor) else ...
+        worst = max(worst, (tensor[at] - second[name][at]).abs().max().item())
+    return worst
+
+
+def random_batch(head, rows, longest, kind="ragged", vocab_size=50):
+    """Rows of random lengths, some with holes, ids as the head takes them."""
+    inputs = batch(head, shape=(rows, longest), vocab_size=vocab_size)
+    lengths = torch.randint(1, longest + 1, (*inputs["input_ids"].shape[:-1], 1))
+    mask = torch.arange(longest) < lengths
+    if kind == "holes":
+        mask &= (torch.rand(mask.shape) < 0.7) | (torch.arange(longest) == 0)
+    return inputs | {"attention_mask": mask.long()}
+
+
+@each_head
+@pytest.mark.parametrize("kind", ["ragged", "left", "holes", "ones", "none"])
+def test_at_real_tokens_it_is_the_model(head, kind):
+    if kind == "left" and head in ON_CLS:
+        pytest.skip("refused, see below")
+    for shape in ((3, 7), (1, 7), (3, 1), (1, 1)):
+        inputs = batch(head, kind, shape)
+        for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 3e-5)):
+            each = model(head).to(dtype)
+            fast, real = pack(each), real_tokens(inputs)
+            assert largest_difference(each(**inputs), fast(**inputs), real) < tolerance
+            states = {"output_hidden_states": True}
+            assert largest_difference(each(**inputs, **states), fast(**inputs, **states), real) < tolerance
+
+
+@each_head
+@pytest.mark.parametrize("kind", ["ragged", "holes"])
+def test_random_lengths_up_to_512_stay_within_rounding(head, kind):
+    each = model(head, **LONG, dim=64, hidden_dim=128)
+    for rows, longest in ((1, 512), (7, 300), (64, 40)):
+        inputs = random_batch(head, rows, longest, kind)
+        with torch.no_grad():
+            assert largest_difference(each(**inputs), pack(each)(**inputs), real_tokens(inputs)) < 1e-5
+    exact = each.double()
+    with torch.no_grad():
+        assert largest_difference(exact(**inputs), pack(exact)(**inputs), real_tokens(inputs)) < 1e-12
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_the_base_shape_stays_within_rounding(dtype, tolerance):
+    sizes = BASE_SIZES | {"dim": 768, "n_heads": 12, "n_layers": 6, "hidden_dim": 3072}
+    each = model("DistilBertForQuestionAnswering", **sizes).to(dtype)
+    inputs = random_batch("DistilBertForQuestionAnswering", 5, 30, "holes", vocab_size=1000)
+    with torch.no_grad():
+        assert largest_difference(each(**inputs), pack(each)(**inputs), real_tokens(inputs)) < tolerance
+
+
+@each_head
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_near_the_exact_result(head, dtype):
+    each, inputs = model(head, initializer_range=0.02).to(dtype), batch(head)
+    exact = copy.deepcopy(each).double()
+    real, expected = real_tokens(inputs), exact(**inputs)
+    of_model, of_packed = (tensors(output) for output in (each(**inputs), pack(each)(**inputs)))
+    for name, tensor in tensors(expected).items():
+        at = real if is_by_token(name, tensor) else ...
+        worst = (of_model[name][at] - tensor[at]).abs().max()
+        assert (of_packed[name][at] - tensor[at]).abs().max() <= 2 * worst + 2e-3, name
+
+
+@each_head
+def test_padded_slots_hold_zeros_or_what_no_argmax_chooses(head):
+    each = model(head)
+    with torch.no_grad():
+        for parameter in each.parameters():
+            parameter.sub_(0.05)
+    inputs = batch(head)
+    padded = ~real_tokens(inputs)
+    for name, tensor in tensors(pack(each)(**inputs, output_hidden_states=True)).items():
+        if name.endswith("_logits"):
+            assert (tensor[padded] == torch.finfo(torch.float32).min).all()
+        elif tensor.ndim == 3:
+            assert (tensor[padded] == 0).all()
+
+
+@each_head
+@pytest.mark.parametrize("kind", ["ragged", "holes"])
+def test_position_ids_and_word_embeddings_are_the_models(head, kind):
+    each, inputs = model(head).double(), batch(head, kind)
+    position_ids = torch.randint(0, 16, inputs["input_ids"].shape)
+    embeds = torch.randn(*position_ids.shape, 32, dtype=torch.float64)
+    for given in ({"position_ids": position_ids}, {"inputs_embeds": embeds, "position_ids": position_ids}):
+        arguments = {**inputs, **given}
+        if "inputs_embeds" in given:
+            del arguments["input_ids"]
+        assert largest_difference(each(**arguments), pack(each)(**arguments), real_tokens(inputs)) < 1e-12
+
+
+def test_one_row_of_position_ids_serves_every_row():
+    each, inputs = model().double(), batch()
+    inputs |= {"position_ids": torch.arange(7).flip(0)[None], "token_type_ids": torch.ones(3, 7, dtype=torch.long)}
+    assert largest_difference(each(**inputs), pack(each)(**inputs), real_tokens(inputs)) < 1e-12
+
+
+def test_relu_and_one_head_and_odd_sizes_work_too():
+    each = model(activation="relu", n_heads=1, dim=20, hidden_dim=25)
+    fast, inputs = pack(each), batch()
+    assert largest_difference(each(**inputs), fast(**inputs), real_tokens(inputs)) < 1e-5
+    assert not fast.batch_invariant
+
+
+def one_row(inputs, i, spare):
+    """Row i alone, and `spare` slots of padding."""
+    mask = inputs["attention_mask"][i : i + 1]
+    length = int(mask.reshape(-1, mask.shape[-1]).any(0).nonzero().max()) + 1 + spare
+    return {name: tensor[i : i + 1, ..., :length] for name, tensor in inputs.items()}
+
+
+@each_kernel
+@each_head
+def test_a_text_gets_the_same_bits_alone_padded_in_any_batch_and_order_with_any_threads(head, int8):
+    fast = pack(model(head, **LONG, dim=64, hidden_dim=192), int8=int8, batch_invariant=True)
+    assert fast.batch_invariant
+    threads = torch.get_num_threads()
+    for rows, longest in ((2, 9), (33, 21), (9, 200)):
+        inputs = random_batch(head, rows, longest, "holes" if rows == 9 else "ragged")
+        order = torch.randperm(rows)
+        together = tensors(fast(**inputs))
+        for n_threads in (1, 2, 3):
+            torch.set_num_threads(n_threads)
+            shuffled = tensors(fast(**{name: tensor[order] for name, tensor in inputs.items()}))
+            assert all(torch.equal(shuffled[name], tensor[order]) for name, tensor in together.items())
+            for i in range(0, rows, 1 + rows // 5):
+                for spare in (0, 3):
+                    row = one_row(inputs, i, spare)
+                    mask = row["attention_mask"].bool()
+                    for name, tensor in tensors(fast(**row)).items():
+                        if is_by_token(name, tensor):
+                            at = mask[0]
+                            assert torch.equal(tensor[0, at], together[name][i, : len(at)][at]), (name, n_threads)
+                        else:
+                            assert torch.equal(tensor[0], together[name][i]), (name, n_threads)
+        torch.set_num_threads(threads)
+
+
+@needs_mkl
+def test_the_base_shapes_classifier_gives_the_same_bits_alone_and_in_a_batch():
+    sizes = BASE_SIZES | {"dim": 768, "n_heads": 12, "n_layers": 2, "hidden_dim": 3072}
+    head = "DistilBertForSequenceClassification"
+    each = model(head, **sizes)
+    fast, inputs = pack(each, batch_invariant=True), random_batch(head, 12, 50, vocab_size=1000)
+    together = fast(**inputs).logits
+    alone = [fast(**one_row(inputs, i, 0)).logits[0] for i in range(12)]
+    assert torch.equal(torch.stack(alone), together)
+
+
+def test_batch_invariance_is_claimed_only_where_it_holds(monkeypatch):
+    for each in (model().double(), model(n_heads=1), model(hidden_dim=65), model().to(torch.bfloat16)):
+        assert not pack(each).batch_invariant
+        with pytest.raises(ValueError, match=r"PackedModel\(.* cannot give the same bits in every batch"):
+            pack(each, batch_invariant=True)
+    monkeypatch.setattr(MklLinear, "is_available", staticmethod(lambda: False))
+    assert not pack(model()).batch_invariant
+    assert "F.linear" in repr(pack(model()))
+
+
+@needs_mkl
+def test_a_kernel_that_breaks_its_promise_is_found_out(monkeypatch):
+    monkeypatch.setattr(MklLinear, "forward", lambda self, x: x @ torch.ones(self.n_inputs, 3) + len(x))
+    assert not rows_are_independent(nn.Sequential(MklLinear(nn.Linear(16, 3))))
+
+
+@needs_mkl
+def test_a_layout_made_while_torch_has_many_threads_is_the_same():
+    linear, x = nn.Linear(64, 48), torch.randn(33, 64)
+    torch.set_num_threads(16)
+    try:
+        many = MklLinear(linear).requires_grad_(False)
+        assert torch.get_num_threads() == 16
+    finally:
+        torch.set_num_threads(1)
+    with torch.no_grad():
+        assert torch.equal(many(x), MklLinear(linear)(x))
+        assert torch.allclose(many(x), linear(x), atol=1e-5)
+
+
+@each_kernel
+@each_head
+def test_pickles_and_deep_copies_give_the_same_bits_and_share_nothing(head, int8):
+    fast, inputs = pack(model(head), int8=int8), batch(head)
+    expected = tensors(fast(**inputs))
+    for other in (pickle.loads(pickle.dumps(fast)), copy.deepcopy(fast)):
+        assert repr(other) == repr(fast)
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors(other(**inputs)).items())
+        assert other.encoder.embeddings.LayerNorm.weight is not fast.encoder.embeddings.LayerNorm.weight
+
+
+def test_parameters_are_shared_and_the_model_is_left_as_it_was():
+    each = model()
+    fast = pack(each)
+    assert fast.encoder.embeddings.word_embeddings.weight is each.embeddings.word_embeddings.weight
+    assert type(each.transformer.layer[0].ffn.lin1) is nn.Linear
+    assert (fast.config, fast.device, fast.dtype) == (each.config, each.device, each.dtype)
+
+
+@needs_mkl
+def test_print_shows_the_kernel():
+    assert repr(pack(model())) == "PackedModel(DistilBertModel, torch.float32, cpu, weights prepacked for MKL)"
+    assert repr(pack(model().double())) == "PackedModel(DistilBertModel, torch.float64, cpu, F.linear)"
+
+
+@needs_vnni
+def test_int8_keeps_the_demos_labels_and_its_logits_within_a_bound():
+    classifier = DistilBertForSequenceClassification.from_pretrained(minibert.DEMO)
+    inputs = DistilBertTokenizer.from_pretrained(minibert.DEMO)(SENTENCES, padding=True, return_tensors="pt")
+    exact, rounded = pack(classifier)(**inputs).logits, pack(classifier, int8=True)(**inputs).logits
+    assert len(set(exact.argmax(1).tolist())) == 2
+    assert torch.equal(rounded.argmax(1), exact.argmax(1))
+    assert 0 < (rounded - exact).abs().max() < 0.1
+
+
+SENTENCES = [
+    "Today is a nice day!",
+    "But what about tomorrow? Im not sure.",
+    "A warm, funny and moving film.",
+    "This is the worst movie I have ever seen.",
+    "The plot is thin, but the actors are wonderful.",
+    "I was bored after ten minutes and left.",
+    "It is not bad at all.",
+    "Nothing here is new, and none of it is good.",
+    "What a beautiful story, told with love.",
+    "The food was cold and the waiter was rude.",
+    "I would not recommend this to anyone.",
+    "An excellent book that I will read again.",
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"labels": torch.tensor([0, 1, 0])}, "no loss and no attentions"),
+        ({"start_positions": torch.tensor([0, 1, 0])}, "no loss and no attentions"),
+        ({"output_attentions": True}, "no loss and no attentions"),
+        ({"attention_mask": torch.ones(3, 1, 7, 7, dtype=torch.bool)}, "for a 4-D pattern use the model itself"),
+        ({"attention_mask": batch(mask="left")["attention_mask"]}, "row 0 begins with padding"),
+        ({"input_ids": torch.tensor([[50]]), "attention_mask": None}, "input_ids contain 50 but vocab_size is 50"),
+        ({"input_ids": None}, "pass either input_ids or inputs_embeds"),
+        ({"input_ids": None, "inputs_embeds": torch.zeros(3, 7, 32, requires_grad=True)}, "records no gradient"),
+    ],
+)
+def test_what_it_cannot_give_is_refused(arguments, says):
+    head = "DistilBertForSequenceClassification"
+    with pytest.raises(ValueError, match=says):
+        pack(model(head))(**batch(head) | arguments)
+
+
+def test_multiple_choice_needs_its_axis():
+    fast = pack(model("DistilBertForMultipleChoice"))
+    with pytest.raises(ValueError, match=r"takes \(B, C, S\) or embeds \(B, C, S, D\), got \(3, 7\)"):
+        fast(**batch())
+    with pytest.raises(ValueError, match=r"got \(3, 7, 32\)"):
+        fast(inputs_embeds=torch.zeros(3, 7, 32))
+    with pytest.raises(ValueError, match="pass either"):
+        fast()
+
+
+def test_models_that_cannot_be_packed_are_refused():
+    class MyModel(DistilBertModel):
+        pass
+
+    with pytest.raises(ValueError, match=r"call model\.eval\(\)"):
+        pack(model().train())
+    with pytest.raises(ValueError, match="the five heads, not MyModel"):
+        pack(MyModel(model().config).eval())
+    hooked = model()
+    hooked.transformer.layer[1].attention.probs.register_forward_hook(lambda *values: None)
+    with pytest.raises(ValueError, match=r"some on \['transformer.layer.1.attention.probs'\]"):
+        pack(hooked)
+    with pytest.raises(ValueError, match=r"int8 needs float32 on an x86 CPU with VNNI, got torch.float64 on cpu"):
+        pack(model().double(), int8=True)
+
+
+def test_gradients_are_never_recorded():
+    assert not pack(model())(**batch()).last_hidden_state.requires_grad
