@@ -109,9 +109,9 @@ def export_onnx(folder: Path) -> Path:
 
 def onnxruntime(folder: Path, int8: bool = False) -> Run:
     """ONNX Runtime with its optimizer for BERT."""
-    import onnxruntime as ort  # type: ignore[import-untyped]
-    from onnxruntime.quantization import quantize_dynamic  # type: ignore[import-untyped]
-    from onnxruntime.transformers.optimizer import optimize_model  # type: ignore[import-untyped]
+    import onnxruntime as ort
+    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.transformers.optimizer import optimize_model
 
     path = export_onnx(folder)
     optimize_model(str(path), model_type="bert", num_heads=12, hidden_size=768).save_model_to_file(str(path))
@@ -131,7 +131,7 @@ def onnxruntime_int8(folder: Path) -> Run:
 
 def openvino(folder: Path) -> Run:
     """OpenVINO in float32."""
-    import openvino as ov  # type: ignore[import-untyped]
+    import openvino as ov
 
     hints = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
     compiled = ov.Core().compile_model(export_onnx(folder), "CPU", hints)
@@ -140,7 +140,7 @@ def openvino(folder: Path) -> Run:
 
 def ctranslate2(folder: Path, compute_type: str = "float32") -> Run:
     """CTranslate2's encoder, which drops padding too; the head in torch."""
-    import ctranslate2 as ct2  # type: ignore[import-untyped]
+    import ctranslate2 as ct2
 
     path = Path(tempfile.mkdtemp(dir=folder)) / "model"
     ct2.converters.TransformersConverter(str(folder)).convert(str(path))
