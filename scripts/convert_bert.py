@@ -59,8 +59,10 @@ def convert(source: str, out: Path) -> None:
 
     Raises:
         OSError: a file is missing.
-        ValueError: the model differs from DistilBERT in more than names.
+        ValueError: the model differs from DistilBERT in more than names, or would be replaced by the result.
     """
+    if Path(source).resolve() == Path(out).resolve():
+        raise ValueError(f"{out}: the result would replace its source; give another folder")
     files = CheckpointFiles(source)
     content = files.read_json("config.json")
     if content is None:

@@ -125,3 +125,10 @@ def test_a_folder_without_a_config_is_refused_on_one_line(tmp_path):
     done = subprocess.run([sys.executable, SCRIPT, tmp_path, tmp_path / "out"], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == f"convert_bert: {tmp_path}: no config.json in it\n"
+
+
+def test_a_checkpoint_is_not_replaced_by_its_own_conversion(tmp_path, bert):
+    before = sorted((file.name, file.read_bytes()) for file in (tmp_path / "bert").iterdir())
+    with pytest.raises(ValueError, match="would replace its source"):
+        convert(str(tmp_path / "bert"), tmp_path / "out" / ".." / "bert")
+    assert sorted((file.name, file.read_bytes()) for file in (tmp_path / "bert").iterdir()) == before
