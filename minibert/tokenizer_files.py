@@ -1,13 +1,12 @@
 """A tokenizer on disk: vocab.txt or tokenizer.json, and tokenizer_config.json."""
 
-import json
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import CheckpointFiles, write_atomically
+from .checkpoint import CheckpointFiles, to_json, write_atomically
 from .wordpiece import AddedToken
 
 NO_LIMIT = 10**9  # where the model's limit is unknown, transformers writes a model_max_length of 10**30
@@ -118,7 +117,7 @@ def write_tokenizer(
     config = {**settings, "added_tokens_decoder": decoder, "tokenizer_class": "DistilBertTokenizer"}
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "vocab.txt", "".join(f"{line}\n" for line in lines).encode())
-    write_atomically(folder / "tokenizer_config.json", (json.dumps(config, indent=2) + "\n").encode())
+    write_atomically(folder / "tokenizer_config.json", to_json(config))
     for other in ("tokenizer.json", "added_tokens.json", "special_tokens_map.json"):
         (folder / other).unlink(missing_ok=True)  # of a former tokenizer here: it would be read first
 

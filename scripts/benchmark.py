@@ -31,12 +31,12 @@ from pathlib import Path
 from typing import Any, cast
 
 os.environ.update(
-    KMP_BLOCKTIME="1",
+    KMP_BLOCKTIME="1",  # idle threads sleep
     TOKENIZERS_PARALLELISM="false",
     HF_HUB_OFFLINE="1",
     TRANSFORMERS_VERBOSITY="error",
     HF_HUB_DISABLE_PROGRESS_BARS="1",
-)  # idle threads sleep
+)
 
 import numpy as np
 import torch

@@ -5,10 +5,13 @@ import json
 import torch
 from safetensors.torch import load_file, save_file
 
+from minibert import DistilBertForSequenceClassification
+
 from .models import model
 
 CLASSIFIER = "DistilBertForSequenceClassification"
 WEIGHTS = "model.safetensors"
+NAME = "someone/tiny"  # on the Hub on loopback
 
 
 def saved(folder, head=CLASSIFIER, **config):
@@ -42,3 +45,13 @@ def assert_equal_parameters(a, b):
     assert a.keys() == b.keys()
     for name in a:
         assert torch.equal(a[name], b[name]), name
+
+
+def load_tiny(name=NAME, **arguments):
+    """Load the small classifier that a test has put on the Hub."""
+    return DistilBertForSequenceClassification.from_pretrained(name, **arguments)
+
+
+def cached(tmp_path):
+    """The names of everything in the Hub's cache that is a file or a link to one."""
+    return sorted(path.name for path in (tmp_path / "cache").rglob("snapshots/*/*"))

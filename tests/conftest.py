@@ -9,8 +9,9 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 import pytest
 import torch
 
+from .checkpoints import saved
 from .command_line import OFFICIAL, save_classifier
-from .hub import loopback_hub
+from .hub import files, loopback_hub
 
 torch.set_num_threads(1)  # the models are tiny: a second thread would only wait for the first
 
@@ -33,3 +34,12 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints") / OFFICIAL
     save_classifier(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tmp_path_factory):
+    """The files of a small classifier, by name, to be put on the Hub on loopback."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    saved(folder)
+    return files(folder)

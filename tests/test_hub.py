@@ -11,30 +11,10 @@ from safetensors.torch import load, save
 from minibert import DistilBertConfig, DistilBertForSequenceClassification, DistilBertModel, DistilBertTokenizer
 from minibert.checkpoint import CheckpointFiles
 
-from .hub import ONE_WAIT, files, new_session
-from .models import model
+from .checkpoints import NAME, WEIGHTS, cached, load_tiny
+from .hub import ONE_WAIT, new_session
 
 LOWER = b'{"do_lower_case": true}'
-NAME = "someone/tiny"
-WEIGHTS = "model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A small checkpoint's files."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    model("DistilBertForSequenceClassification").save_pretrained(folder)
-    return files(folder)
-
-
-def load_tiny(name=NAME, **arguments):
-    return DistilBertForSequenceClassification.from_pretrained(name, **arguments)
-
-
-def cached(tmp_path):
-    """The names of everything in the cache that is a file or a link to one."""
-    return sorted(path.name for path in (tmp_path / "cache").rglob("snapshots/*/*"))
 
 
 def pickle_of(tensors):
@@ -46,8 +26,8 @@ def pickle_of(tensors):
 # What is asked for
 
 
-def test_a_fresh_download_takes_all_files_of_one_commit(hub, checkpoint):
-    commit = hub.commit(NAME, checkpoint)
+def test_a_fresh_download_takes_all_files_of_one_commit(hub, tiny_files):
+    commit = hub.commit(NAME, tiny_files)
     loaded = load_tiny()
     assert hub.requests == [
         "HEAD main/config.json",
@@ -55,60 +35,60 @@ def test_a_fresh_download_takes_all_files_of_one_commit(hub, checkpoint):
         f"HEAD {commit}/{WEIGHTS}",
         f"GET {commit}/{WEIGHTS}",
     ]
-    assert torch.equal(loaded.classifier.weight, load(checkpoint[WEIGHTS])["classifier.weight"])
+    assert torch.equal(loaded.classifier.weight, load(tiny_files[WEIGHTS])["classifier.weight"])
 
 
-def test_a_second_load_costs_one_request(hub, checkpoint):
-    hub.commit(NAME, checkpoint)
+def test_a_second_load_costs_one_request(hub, tiny_files):
+    hub.commit(NAME, tiny_files)
     load_tiny()
     hub.requests.clear()
     load_tiny()
     assert hub.requests == ["HEAD main/config.json"]
 
 
-def test_a_commit_that_is_cached_costs_no_request(hub, checkpoint):
-    commit = hub.commit(NAME, checkpoint)
+def test_a_commit_that_is_cached_costs_no_request(hub, tiny_files):
+    commit = hub.commit(NAME, tiny_files)
     load_tiny()
     hub.requests.clear()
     load_tiny(revision=commit)
     assert hub.requests == []
 
 
-def test_weights_come_from_the_commit_of_the_config_though_main_moves_on(hub, checkpoint):
-    first = hub.commit(NAME, checkpoint)
-    other = {name: tensor + 1 for name, tensor in load(checkpoint[WEIGHTS]).items()}
-    hub.after["config.json"] = lambda: hub.commit(NAME, checkpoint | {WEIGHTS: save(other)})
-    assert torch.equal(load_tiny().classifier.bias, load(checkpoint[WEIGHTS])["classifier.bias"])
+def test_weights_come_from_the_commit_of_the_config_though_main_moves_on(hub, tiny_files):
+    first = hub.commit(NAME, tiny_files)
+    other = {name: tensor + 1 for name, tensor in load(tiny_files[WEIGHTS]).items()}
+    hub.after["config.json"] = lambda: hub.commit(NAME, tiny_files | {WEIGHTS: save(other)})
+    assert torch.equal(load_tiny().classifier.bias, load(tiny_files[WEIGHTS])["classifier.bias"])
     assert torch.equal(load_tiny().classifier.bias, other["classifier.bias"])  # the next load sees the new head
-    assert torch.equal(load_tiny(revision=first).classifier.bias, load(checkpoint[WEIGHTS])["classifier.bias"])
+    assert torch.equal(load_tiny(revision=first).classifier.bias, load(tiny_files[WEIGHTS])["classifier.bias"])
 
 
-def test_a_model_and_its_tokenizer_may_share_one_commit_though_main_moves_on(hub, checkpoint):
-    hub.commit(NAME, checkpoint | {"vocab.txt": b"[UNK]\n[CLS]\n[SEP]\nold\n", "tokenizer_config.json": LOWER})
-    hub.after[WEIGHTS] = lambda: hub.commit(NAME, checkpoint | {"vocab.txt": b"[UNK]\n[CLS]\n[SEP]\nnew\n"})
+def test_a_model_and_its_tokenizer_may_share_one_commit_though_main_moves_on(hub, tiny_files):
+    hub.commit(NAME, tiny_files | {"vocab.txt": b"[UNK]\n[CLS]\n[SEP]\nold\n", "tokenizer_config.json": LOWER})
+    hub.after[WEIGHTS] = lambda: hub.commit(NAME, tiny_files | {"vocab.txt": b"[UNK]\n[CLS]\n[SEP]\nnew\n"})
     files = CheckpointFiles(NAME)
     DistilBertForSequenceClassification.from_files(files)
     assert DistilBertTokenizer.from_files(files).tokenize("old new") == ["old", "[UNK]"]
 
 
-def test_cache_dir_says_where_files_are_kept(hub, checkpoint, tmp_path):
-    hub.commit(NAME, checkpoint)
+def test_cache_dir_says_where_files_are_kept(hub, tiny_files, tmp_path):
+    hub.commit(NAME, tiny_files)
     load_tiny(cache_dir=tmp_path / "elsewhere")
     assert not cached(tmp_path)
     assert sorted(path.name for path in (tmp_path / "elsewhere").rglob("snapshots/*/*")) == ["config.json", WEIGHTS]
 
 
-def test_a_folder_of_that_name_comes_first(hub, checkpoint, tmp_path, monkeypatch):
+def test_a_folder_of_that_name_comes_first(hub, tiny_files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.makedirs(NAME)
-    for name, content in checkpoint.items():
+    for name, content in tiny_files.items():
         (tmp_path / NAME / name).write_bytes(content)
     load_tiny()
     assert hub.requests == []
 
 
-def test_a_renamed_repository_is_followed(hub, checkpoint):
-    hub.commit("someone/new-name", checkpoint)
+def test_a_renamed_repository_is_followed(hub, tiny_files):
+    hub.commit("someone/new-name", tiny_files)
     hub.commit(NAME, {}, moved_to="someone/new-name")
     load_tiny()
     hub.requests.clear()
@@ -116,15 +96,15 @@ def test_a_renamed_repository_is_followed(hub, checkpoint):
     assert len(hub.requests) == 2  # the old name and the new
 
 
-def test_shards_come_from_the_hub(hub, checkpoint):
-    tensors = load(checkpoint[WEIGHTS])
+def test_shards_come_from_the_hub(hub, tiny_files):
+    tensors = load(tiny_files[WEIGHTS])
     names = sorted(tensors)
     shards = {"a.safetensors": names[:5], "b.safetensors": names[5:]}
     index = {"weight_map": {name: shard for shard, part in shards.items() for name in part}}
     parts = {shard: save({name: tensors[name] for name in part}) for shard, part in shards.items()}
     hub.commit(
         NAME,
-        {"config.json": checkpoint["config.json"], "model.safetensors.index.json": json.dumps(index).encode()} | parts,
+        {"config.json": tiny_files["config.json"], "model.safetensors.index.json": json.dumps(index).encode()} | parts,
     )
     assert torch.equal(load_tiny().classifier.weight, tensors["classifier.weight"])
 
@@ -132,8 +112,8 @@ def test_shards_come_from_the_hub(hub, checkpoint):
 # Without the network
 
 
-def test_a_cached_checkpoint_loads_when_the_hub_is_out_of_reach(hub, checkpoint):
-    hub.commit(NAME, checkpoint)
+def test_a_cached_checkpoint_loads_when_the_hub_is_out_of_reach(hub, tiny_files):
+    hub.commit(NAME, tiny_files)
     load_tiny()
     hub.stop()
     load_tiny()
@@ -151,8 +131,8 @@ def test_the_hub_is_waited_for_once_only(hub):
     assert len(hub.naps) == waited
 
 
-def test_a_half_cached_checkpoint_says_what_is_missing(hub, checkpoint):
-    hub.commit(NAME, checkpoint)
+def test_a_half_cached_checkpoint_says_what_is_missing(hub, tiny_files):
+    hub.commit(NAME, tiny_files)
     DistilBertConfig.from_pretrained(NAME)
     hub.stop()
     with pytest.raises(
@@ -161,11 +141,11 @@ def test_a_half_cached_checkpoint_says_what_is_missing(hub, checkpoint):
         load_tiny()
 
 
-def test_a_cache_that_does_not_know_which_files_there_are_will_do(hub, checkpoint):
+def test_a_cache_that_does_not_know_which_files_there_are_will_do(hub, tiny_files):
     # As `hf download` fills it: all files, and no note that there is no tokenizer.json.
     from huggingface_hub import hf_hub_download
 
-    files = checkpoint | {"vocab.txt": b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nnice\n", "tokenizer_config.json": LOWER}
+    files = tiny_files | {"vocab.txt": b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nnice\n", "tokenizer_config.json": LOWER}
     hub.commit(NAME, files)
     for filename in files:
         hf_hub_download(NAME, filename)
@@ -175,8 +155,8 @@ def test_a_cache_that_does_not_know_which_files_there_are_will_do(hub, checkpoin
     assert tokenizer("Nice").input_ids == [2, 4, 3]
 
 
-def test_local_files_only_asks_for_nothing(hub, checkpoint):
-    hub.commit(NAME, checkpoint)
+def test_local_files_only_asks_for_nothing(hub, tiny_files):
+    hub.commit(NAME, tiny_files)
     with pytest.raises(OSError, match="not in the cache, and local_files_only=True forbids the download"):
         load_tiny(local_files_only=True)
     assert hub.requests == []
@@ -186,10 +166,10 @@ def test_local_files_only_asks_for_nothing(hub, checkpoint):
     assert hub.requests == []
 
 
-def test_offline_mode_asks_for_nothing(hub, checkpoint, monkeypatch):
+def test_offline_mode_asks_for_nothing(hub, tiny_files, monkeypatch):
     from huggingface_hub import constants
 
-    hub.commit(NAME, checkpoint)
+    hub.commit(NAME, tiny_files)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     new_session()
     with pytest.raises(OSError, match=r"not in the cache, and the download failed \(OfflineModeIsEnabled"):
@@ -197,8 +177,8 @@ def test_offline_mode_asks_for_nothing(hub, checkpoint, monkeypatch):
     assert hub.requests == []
 
 
-def test_a_file_known_to_be_missing_is_not_asked_for_again(hub, checkpoint):
-    pickled = {"config.json": checkpoint["config.json"], "pytorch_model.bin": pickle_of(load(checkpoint[WEIGHTS]))}
+def test_a_file_known_to_be_missing_is_not_asked_for_again(hub, tiny_files):
+    pickled = {"config.json": tiny_files["config.json"], "pytorch_model.bin": pickle_of(load(tiny_files[WEIGHTS]))}
     hub.commit(NAME, pickled)
     load_tiny()
     hub.requests.clear()
@@ -210,10 +190,10 @@ def test_a_file_known_to_be_missing_is_not_asked_for_again(hub, checkpoint):
     assert len(hub.naps) <= ONE_WAIT
 
 
-def test_a_file_that_main_gains_is_found_though_it_was_missing_before(hub, checkpoint):
-    hub.commit(NAME, checkpoint)
+def test_a_file_that_main_gains_is_found_though_it_was_missing_before(hub, tiny_files):
+    hub.commit(NAME, tiny_files)
     assert CheckpointFiles(NAME).find("vocab.txt") is None
-    hub.commit(NAME, checkpoint | {"vocab.txt": b"[PAD]"})
+    hub.commit(NAME, tiny_files | {"vocab.txt": b"[PAD]"})
     assert CheckpointFiles(NAME).find("vocab.txt").read_bytes() == b"[PAD]"
 
 
@@ -246,12 +226,12 @@ def test_a_file_that_main_gains_is_found_though_it_was_missing_before(hub, check
         ),
     ],
 )
-def test_what_is_not_there_is_said_in_one_line(hub, checkpoint, name, arguments, message):
-    hub.commit(NAME, checkpoint)
-    hub.commit("someone/gated", checkpoint, token="hf_right", gated=True)
-    hub.commit("someone/private", checkpoint, token="hf_right")
+def test_what_is_not_there_is_said_in_one_line(hub, tiny_files, name, arguments, message):
+    hub.commit(NAME, tiny_files)
+    hub.commit("someone/gated", tiny_files, token="hf_right", gated=True)
+    hub.commit("someone/private", tiny_files, token="hf_right")
     hub.commit("someone/empty", {})
-    hub.commit("someone/no-weights", {"config.json": checkpoint["config.json"]})
+    hub.commit("someone/no-weights", {"config.json": tiny_files["config.json"]})
     with pytest.raises(OSError, match=message) as error:
         load_tiny(name, **arguments)
     assert "\n" not in str(error.value)
@@ -259,13 +239,13 @@ def test_what_is_not_there_is_said_in_one_line(hub, checkpoint, name, arguments,
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_a_token_opens_a_private_or_gated_repository(hub, checkpoint, gated):
-    hub.commit(NAME, checkpoint, token="hf_right", gated=gated)
+def test_a_token_opens_a_private_or_gated_repository(hub, tiny_files, gated):
+    hub.commit(NAME, tiny_files, token="hf_right", gated=gated)
     load_tiny(token="hf_right")
 
 
-def test_the_bare_encoder_and_the_config_come_from_the_hub_too(hub, checkpoint):
-    hub.commit(NAME, checkpoint)
+def test_the_bare_encoder_and_the_config_come_from_the_hub_too(hub, tiny_files):
+    hub.commit(NAME, tiny_files)
     assert DistilBertModel.from_pretrained(NAME).config == DistilBertConfig.from_pretrained(NAME)
 
 

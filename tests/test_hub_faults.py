@@ -4,15 +4,10 @@ import re
 
 import huggingface_hub
 import pytest
-import torch
 
-from minibert import DistilBertForSequenceClassification
+from .checkpoints import NAME, WEIGHTS, cached, load_tiny
+from .hub import BREAK, DROP, DROP_HEAD, GARBAGE, ONE_WAIT, SHORT
 
-from .hub import BREAK, DROP, DROP_HEAD, GARBAGE, ONE_WAIT, SHORT, files
-from .models import model
-
-NAME = "someone/tiny"
-WEIGHTS = "model.safetensors"
 FAULTS = {
     "drop": DROP,
     "drop HEAD": DROP_HEAD,
@@ -24,24 +19,6 @@ FAULTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A small checkpoint's files."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    model("DistilBertForSequenceClassification").save_pretrained(folder)
-    return files(folder)
-
-
-def load_tiny(name=NAME, **arguments):
-    return DistilBertForSequenceClassification.from_pretrained(name, **arguments)
-
-
-def cached(tmp_path):
-    """The names of everything in the cache that is a file or a link to one."""
-    return sorted(path.name for path in (tmp_path / "cache").rglob("snapshots/*/*"))
-
-
 def blobs(tmp_path):
     """The contents of the cache; what is .incomplete is resumed by the next try, and used by nothing else."""
     return [path.read_bytes() for path in (tmp_path / "cache").rglob("blobs/*") if path.suffix != ".incomplete"]
@@ -50,32 +27,32 @@ def blobs(tmp_path):
 @pytest.mark.parametrize("filename", ["config.json", WEIGHTS])
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_a_fault_is_said_in_one_line_leaves_nothing_behind_and_the_next_try_succeeds(
-    hub, checkpoint, tmp_path, filename, fault
+    hub, tiny_files, tmp_path, filename, fault
 ):
-    hub.commit(NAME, checkpoint)
+    hub.commit(NAME, tiny_files)
     hub.faults[filename] = fault
     with pytest.raises((OSError, ValueError), match=re.escape(filename)) as error:
         load_tiny()
     assert "\n" not in str(error.value)
     assert re.search("[Tt]ry again", str(error.value)), error.value
     assert filename not in cached(tmp_path)
-    kept = [] if filename == "config.json" else [checkpoint["config.json"]]
+    kept = [] if filename == "config.json" else [tiny_files["config.json"]]
     assert blobs(tmp_path) == kept
     hub.faults.clear()
     load_tiny()
 
 
 @pytest.mark.parametrize("fault", [DROP, DROP_HEAD, 503, 429])
-def test_a_faulty_hub_does_not_matter_once_the_files_are_cached(hub, checkpoint, fault):
-    hub.commit(NAME, checkpoint)
+def test_a_faulty_hub_does_not_matter_once_the_files_are_cached(hub, tiny_files, fault):
+    hub.commit(NAME, tiny_files)
     load_tiny()
     hub.faults["config.json"] = fault
     load_tiny()
     assert len(hub.naps) <= ONE_WAIT
 
 
-def test_where_the_cache_stands_in_for_a_dropped_connection_the_log_says_so(hub, checkpoint, caplog):
-    hub.commit(NAME, checkpoint)
+def test_where_the_cache_stands_in_for_a_dropped_connection_the_log_says_so(hub, tiny_files, caplog):
+    hub.commit(NAME, tiny_files)
     load_tiny()
     hub.faults["config.json"] = DROP_HEAD
     load_tiny()
@@ -89,8 +66,8 @@ def test_where_the_cache_stands_in_for_a_dropped_connection_the_log_says_so(hub,
 
 
 @pytest.mark.parametrize("bad", ["config.json", WEIGHTS])
-def test_a_file_damaged_in_the_cache_is_deleted_and_the_next_try_succeeds(hub, checkpoint, tmp_path, bad):
-    hub.commit(NAME, checkpoint)
+def test_a_file_damaged_in_the_cache_is_deleted_and_the_next_try_succeeds(hub, tiny_files, tmp_path, bad):
+    hub.commit(NAME, tiny_files)
     load_tiny()
     for path in (tmp_path / "cache").rglob(f"snapshots/*/{bad}"):
         path.write_bytes(b"?" * 100)

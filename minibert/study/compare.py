@@ -28,7 +28,7 @@ from ..model import DistilBertModel
 from ..pretrained import PreTrainedModel
 from ..tokenizer import DistilBertTokenizer
 from . import oracle
-from .report import Report, table
+from .report import Report, dtype_name, table
 from .steps import capture
 from .walk import SENTENCES
 
@@ -257,7 +257,7 @@ def compare(
     return Comparison(
         model=type(model).__name__,
         other=label,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=dtype_name(model.dtype),
         shape=tuple(real.shape),
         padded=int((~real).sum()),
         tolerance=tolerance,

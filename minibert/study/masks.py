@@ -17,13 +17,12 @@ from .padding import (
     Rows,
     attentions,
     check_dtypes,
-    dtype_name,
     encoder_of,
     layers_by_heads,
     read_batch,
     run,
 )
-from .report import Report, table
+from .report import Report, dtype_name, table
 from .steps import capture, edit
 
 KINDS = ("finfo.min", "-inf", "-1e4", "-1e9", "sdpa", "multiply", "rows")

@@ -20,7 +20,7 @@ from ..heads import DistilBertForMultipleChoice, DistilBertForQuestionAnswering,
 from ..mask import check_attention_mask
 from ..model import DistilBertModel
 from ..tokenizer import DistilBertTokenizer
-from .report import Report, table
+from .report import Report, dtype_name, table
 from .steps import check_eval
 
 Model = DistilBertModel | ModelWithHead | DistilBertForQuestionAnswering
@@ -155,11 +155,6 @@ def check_dtypes(dtypes: Sequence[torch.dtype]) -> None:
         raise ValueError(
             f"dtypes must be some of {', '.join(map(dtype_name, DTYPES))}, got {wrong if dtypes else 'none'}"
         )
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """torch.float32 -> "float32"."""
-    return str(dtype).removeprefix("torch.")
 
 
 def layers_by_heads(values: Tensor, last: str, summary: Tensor) -> str:

@@ -32,7 +32,7 @@ from ..heads import (
 from ..mask import additive_mask
 from ..pretrained import PreTrainedModel
 from ..tokenizer import DistilBertTokenizer
-from .steps import capture
+from .steps import capture, check_eval
 
 LIMIT = 32 * 2**20  # bytes of a page: browsers open it at once, and mail and repositories still take it
 TEMPLATES = Path(__file__).with_name("templates")
@@ -118,8 +118,7 @@ def encode(
     """Tokenize texts into input_ids and attention_mask, (B, S) each, where the model is; refuse a model as above."""
     if isinstance(model, DistilBertForMultipleChoice):
         raise ValueError("DistilBertForMultipleChoice has several texts a row: pass its .distilbert, a choice a row")
-    if model.training:
-        raise ValueError("the model is in training mode, where dropout changes every value: call model.eval() first")
+    check_eval(model)
     texts = [texts] if isinstance(texts, str) else list(texts)
     if length is None:
         batch = tokenizer(texts, pairs, padding=True, return_tensors="pt")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -53,3 +54,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def _is_number(cell: object) -> bool:
     """Whether a cell is a number, be it one already formatted, such as "+ 0.5" or "12.0%"."""
     return isinstance(cell, int | float) or str(cell).lstrip("+-= ")[:1].isdigit()
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch.float32 -> "float32"."""
+    return str(dtype).removeprefix("torch.")

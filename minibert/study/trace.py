@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..pretrained import PreTrainedModel
-from .report import Report, table
+from .report import Report, dtype_name, table
 from .steps import capture, check_eval
 
 FORMULAS = {  # by the end of a step's name; x is what the module before gave
@@ -128,7 +128,7 @@ def trace(
         model(**batch)
     parts = {name for name, module in model.named_modules() if not any(module.children())}
     steps = [
-        (name, formula(name, model), tuple(value.shape), str(value.dtype).removeprefix("torch."), *value_range(value))
+        (name, formula(name, model), tuple(value.shape), dtype_name(value.dtype), *value_range(value))
         for name, value in captured.items()
         if name in parts and not name.endswith("dropout")  # which does nothing here
     ]
