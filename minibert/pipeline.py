@@ -4,21 +4,22 @@
     for result in classifier(["Today is a nice day!", "But what about tomorrow?"]):
         print(result.label, result.score)
 
-Results come in the order of the texts, and lazily: texts are read only when results are asked for, one window at a
-time. Within a window rows of similar length make a batch, so that little is padded; what bounds a batch is its number
-of tokens, not of texts. A pipeline can be pickled, weights and all, and sent to another process. For a progress bar,
-wrap the texts or the results.
+Results come in the order of the texts, and lazily: texts are read only when results are asked for, one batch at a
+time. What bounds a batch is its number of tokens, not of texts: the model is packed, padding costs nothing, and texts
+need no sorting by length. Where `model.batch_invariant` is True a text's result is the same to the bit in any company.
+A pipeline can be pickled, weights and all, and sent to another process. For a progress bar, wrap the texts.
 
 Where a task can look at a part of a text at a time, a long text is run as several overlapping rows; elsewhere it is
-refused, or with `truncation=True` cut.
+refused, or with `truncation=True` cut, which the logger "minibert" reports text by text.
 """
 
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
-from itertools import groupby, islice
-from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar, cast
+from itertools import chain, groupby, islice
+from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,11 +35,13 @@ from .heads import (
     DistilBertForTokenClassification,
 )
 from .model import DistilBertModel
+from .packed import PackedModel, pack
 from .pretrained import PreTrainedModel
 from .tokenizer import DistilBertTokenizer
 
-LOOKAHEAD = 8  # batches in a window: sorting so many rows leaves about a tenth of them padding
 OVERLAP = 128  # tokens that two neighbouring rows of a long text share, if so many fit
+
+logger = logging.getLogger(__package__)
 
 Input = TypeVar("Input")
 Result = TypeVar("Result")
@@ -56,7 +59,7 @@ class Pipeline(ABC, Generic[Input, Result]):
         revision: branch, tag or commit on the Hub.
         device: where the model runs; None is the CPU.
         max_length: the most tokens in a row, as far as the model takes them.
-        batch_tokens: the most tokens in a batch, padding included; a row that is longer makes a batch alone.
+        batch_tokens: the most tokens in a batch; a row that is longer makes a batch alone.
 
     Raises:
         OSError: no such checkpoint.
@@ -76,10 +79,14 @@ class Pipeline(ABC, Generic[Input, Result]):
         check_positive("batch_tokens", self.batch_tokens)
         check_positive("max_length", self.max_length)
         files = CheckpointFiles(self.checkpoint, revision=self.revision)  # one for both: of the same commit
-        self.model = self.model_class.from_files(files, device=self.device)
+        self.model = self.load(files)
         self.tokenizer = DistilBertTokenizer.from_files(files)
         positions = self.model.config.max_position_embeddings
         self.max_length = min(self.max_length, positions, self.tokenizer.model_max_length or positions)
+
+    def load(self, files: CheckpointFiles) -> PackedModel:
+        """Load the model and pack it."""
+        return pack(self.model_class.from_files(files, device=self.device))
 
     @abstractmethod
     def encode(self, text: Input) -> BatchEncoding:
@@ -97,41 +104,49 @@ class Pipeline(ABC, Generic[Input, Result]):
         """Give the result of each text, in order.
 
         Args:
-            texts: any iterable, an endless one too. It is read a window ahead, `LOOKAHEAD * batch_tokens` tokens.
+            texts: any iterable, an endless one too. It is read one text further than a batch.
 
         Raises:
             TypeError: one text in place of an iterable of texts.
-            ValueError: while results are read: a text that this task cannot take, with its number.
+            ValueError: while results are read, after the results of the texts before it: a text that this task cannot
+                take, with its number.
         """
         if isinstance(texts, str):
             raise TypeError("expected an iterable of texts, got one str: pass [text]")
-        return self._results(texts)
+        return (result for portion in self._portions(texts) for result in self._run_portion(portion))
 
-    def _results(self, texts: Iterable[Input]) -> Iterator[Result]:
-        window: list[tuple[Input, BatchEncoding]] = []
+    def _portions(self, texts: Iterable[Input]) -> Iterator[list[tuple[Input, BatchEncoding]]]:
+        """Give so many texts at a time as make a batch, or one that makes several."""
+        portion: list[tuple[Input, BatchEncoding]] = []
         n_tokens = 0
-        for number, text in enumerate(texts, 1):
-            try:
-                encoding = self.encode(text)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"text {number}: {error}") from None
-            if max(map(len, encoding.input_ids)) <= 2:
-                raise ValueError(f"text {number}: there is nothing in it but characters that are no text")
-            window.append((text, encoding))
-            n_tokens += sum(map(len, encoding.input_ids))
-            if n_tokens >= LOOKAHEAD * self.batch_tokens:
-                yield from self._run_window(window)
-                window, n_tokens = [], 0
-        yield from self._run_window(window)
+        try:
+            for number, text in enumerate(texts, 1):
+                encoding = self._encode_numbered(number, text)
+                size = sum(map(len, encoding.input_ids))
+                if portion and n_tokens + size > self.batch_tokens:
+                    yield portion
+                    portion, n_tokens = [], 0
+                portion.append((text, encoding))
+                n_tokens += size
+        except Exception:  # whatever ends the texts, those before it have results
+            yield portion
+            raise
+        yield portion
 
-    def _run_window(self, window: list[tuple[Input, BatchEncoding]]) -> Iterator[Result]:
-        rows = [ids for _, encoding in window for ids in encoding.input_ids]
-        outputs: dict[int, Tensor] = {}
-        for batch in plan_batches([len(ids) for ids in rows], self.batch_tokens):
-            outputs.update(zip(batch, self._run_batch([rows[i] for i in batch]), strict=True))
-        in_order = (outputs[i] for i in range(len(rows)))
-        for text, encoding in window:
-            yield self.read(text, encoding, list(islice(in_order, len(encoding.input_ids))))
+    def _encode_numbered(self, number: int, text: Input) -> BatchEncoding:
+        try:
+            encoding = self.encode(text)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"text {number}: {error}") from None
+        if max(map(len, encoding.input_ids)) <= 2:
+            raise ValueError(f"text {number}: there is nothing in it but characters that are no text")
+        return encoding
+
+    def _run_portion(self, portion: list[tuple[Input, BatchEncoding]]) -> Iterator[Result]:
+        rows = [ids for _, encoding in portion for ids in encoding.input_ids]
+        outputs = chain.from_iterable(map(self._run_batch, plan_batches(rows, self.batch_tokens)))
+        for text, encoding in portion:
+            yield self.read(text, encoding, list(islice(outputs, len(encoding.input_ids))))
 
     def _run_batch(self, rows: list[list[int]]) -> list[Tensor]:
         ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)  # (B, S); hidden, so any id will do
@@ -146,30 +161,26 @@ class Pipeline(ABC, Generic[Input, Result]):
         Raises:
             ValueError: it is too long, and not to be cut.
         """
-        if truncation:
-            return self.tokenizer([text], truncation=True, max_length=self.max_length)
         encoding = self.tokenizer([text])
-        if (length := len(encoding.input_ids[0])) > self.max_length:
+        length = len(encoding.input_ids[0])
+        if length <= self.max_length:
+            return encoding
+        if not truncation:
             raise ValueError(f"it has {length} tokens, more than {self.max_length}: truncate or split it")
-        return encoding
+        logger.warning("cut from %d to %d tokens: %.60r", length, self.max_length, text)
+        return self.tokenizer([text], truncation=True, max_length=self.max_length)
 
 
-def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Split rows into batches of at most `budget` tokens, padding included; rows of similar length come together.
-
-    Args:
-        lengths: of the rows.
-        budget: a longer row makes a batch alone.
-
-    Returns:
-        The rows' numbers, batch by batch.
-    """
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__):  # so each row is as long as its batch will be
-        if not batches or (len(batches[-1]) + 1) * lengths[i] > budget:
-            batches.append([])
-        batches[-1].append(i)
-    return batches
+def plan_batches(rows: Iterable[list[int]], budget: int) -> Iterator[list[list[int]]]:
+    """Split rows, in order, into batches of at most `budget` tokens; a row that is longer makes a batch alone."""
+    batch: list[list[int]] = []
+    for row in rows:
+        if batch and sum(map(len, batch)) + len(row) > budget:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def check_positive(name: str, value: int) -> None:
@@ -382,6 +393,12 @@ class MaskFiller(Pipeline[str, list[list[Candidate]]]):
         if self.tokenizer.mask_token_id is None:
             raise ValueError(f"{self.checkpoint}: its vocabulary has no {self.tokenizer.mask_token}")
 
+    def load(self, files: CheckpointFiles) -> PackedModel:
+        """Load the model, pack its encoder, and keep its head, which is large, for the few tokens that need it."""
+        model = DistilBertForMaskedLM.from_files(files, device=self.device)
+        self.head = model.head
+        return pack(model.distilbert)
+
     def encode(self, text: str) -> BatchEncoding:
         """Turn a text into one row."""
         encoding = self._encode_whole(text, self.truncation)
@@ -390,11 +407,10 @@ class MaskFiller(Pipeline[str, list[list[Candidate]]]):
         return encoding
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Sequence[Tensor]:
-        """Return the probabilities of each row, (number of its [MASK]s, V); the head runs on these positions only."""
-        model = cast(DistilBertForMaskedLM, self.model)
-        hidden_states = model.distilbert(input_ids, attention_mask).last_hidden_state
+        """Return the probabilities of each row, (number of its [MASK]s, V)."""
+        hidden_states = self.model(input_ids, attention_mask).last_hidden_state
         rows = zip(hidden_states, input_ids, strict=True)
-        return [model.head(row[ids == self.tokenizer.mask_token_id]).softmax(-1) for row, ids in rows]
+        return [self.head(row[ids == self.tokenizer.mask_token_id]).softmax(-1) for row, ids in rows]
 
     def read(self, text: str, encoding: BatchEncoding, outputs: Sequence[Tensor]) -> list[list[Candidate]]:
         """Name the likeliest tokens."""

@@ -166,7 +166,7 @@ def test_a_head_that_the_demo_lacks_needs_a_model(capsys, command, example):
     ("arguments", "says"),
     [
         (["tag"], "give texts, or --file FILE, or - for standard input"),
-        (["tag", "a", ""], "text 2 is empty"),
+        (["tag", ""], "text 1 is empty"),
         (["tag", "--file", "no/such/file"], "no/such/file"),
         (["tag", "--file", "."], "directory"),
         (["tag", "--model", "HEAD", "a"], "vocab_transform"),
@@ -190,3 +190,9 @@ def test_a_bad_input_is_said_on_one_line(run, folders, arguments, says):
     assert err.startswith("minibert: error: ")
     assert says in err
     assert err.count("\n") == 1
+
+
+def test_texts_before_a_bad_one_have_results(run):
+    status, out, err = run("tag", "--json", "a", "b", "")
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["a", "b"]
+    assert (status, err) == (2, "minibert: error: text 3 is empty\n")
