@@ -1,12 +1,13 @@
-"""Linear layers that are prepared once for fast inference on x86 CPUs, in place of `nn.Linear`.
+"""What `pack` puts in place of a model's modules: linear layers prepared once for x86 CPUs, and a GELU in place.
 
-Both give a row the same bits whatever the number of rows beside it and of threads. `nn.Linear` does not: the order in
-which a matrix product adds up depends on its size.
+Both kinds of layers give a row the same bits whatever the number of rows beside it and of threads. `nn.Linear` does
+not: the order in which a matrix product adds up depends on its size.
 """
 
 import copy
 import platform
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -70,14 +71,47 @@ class Int8Linear(nn.Module):
         known = hasattr(torch.ops.onednn, "qlinear_prepack") and hasattr(torch.cpu, "_is_vnni_supported")  # private
         return x86 and known and torch.cpu._is_vnni_supported()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: "Tensor | Int8Rows") -> Tensor:
         """(…, in) -> (…, out), float32."""
-        scales = int8_scales(x)  # (…, 1)
-        uint8 = torch.div(x, scales).add_(128.5).to(torch.uint8)  # -127 … 127, rounded, as 1 … 255: zero is at 128
+        rows = x if isinstance(x, Int8Rows) else Int8Rows.of(x)
         product = torch.ops.onednn.qlinear_pointwise(
-            uint8, 1.0, 128, self.packed, self.scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            rows.uint8, 1.0, 128, self.packed, self.scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        return torch.addcmul(self.bias, product, scales, out=product)
+        return torch.addcmul(self.bias, product, rows.scales, out=product)
+
+
+class Int8Rows(NamedTuple):
+    """Rows of x in int8.
+
+    Args:
+        uint8: (…, in), -127 … 127 as 1 … 255: zero is at 128.
+        scales: (…, 1), see `int8_scales`.
+    """
+
+    uint8: Tensor
+    scales: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> Self:
+        """Round."""
+        scales = int8_scales(x)
+        return cls(torch.div(x, scales).add_(128.5).to(torch.uint8), scales)
+
+
+def round_once(attention: nn.Module, x: Tensor) -> Tensor | Int8Rows:
+    """Return what the query, key and value layers read: x, or if they are int8 its rows, rounded once for the three."""
+    return Int8Rows.of(x) if isinstance(attention.k_lin, Int8Linear) else x
+
+
+class InPlaceGELU(nn.Module):
+    """GELU that overwrites its input: in large batches the pages of another (T, 4 D) cost more than GELU itself."""
+
+    def __init__(self, gelu: nn.GELU) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…) -> (…), the same memory."""
+        return torch.ops.aten.gelu_(x)
 
 
 Kernel = MklLinear | Int8Linear
@@ -102,13 +136,25 @@ def copy_structure(model: Model) -> Model:
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
+def use_kernels(model: PreTrainedModel, encoder: nn.Module, int8: bool) -> str:
+    """Put the fastest kernels that this machine has into a model, and return what they are."""
+    replace_modules(model, nn.GELU, InPlaceGELU)
+    if int8:
+        replace_modules(encoder, nn.Linear, Int8Linear)
+    name = "F.linear"
+    if is_cpu_float32(model) and MklLinear.is_available():
+        replace_modules(model, nn.Linear, MklLinear)
+        name = "weights prepacked for MKL"
+    return f"int8, the head: {name}" if int8 else name
+
+
 @torch.no_grad()
-def replace_linears(root: nn.Module, kind: type[MklLinear] | type[Int8Linear]) -> None:
-    """Put a `kind` in place of each `nn.Linear` below a module."""
+def replace_modules(root: nn.Module, old: type[nn.Module], new: Callable[[Any], nn.Module]) -> None:
+    """Put a `new(module)` in place of each module of class `old` below a module."""
     for parent in list(root.modules()):
         for name, child in parent.named_children():
-            if type(child) is nn.Linear:
-                setattr(parent, name, kind(child))
+            if type(child) is old:
+                setattr(parent, name, new(child))
 
 
 @torch.no_grad()

@@ -30,12 +30,13 @@ from .heads import (
     SpanOutput,
     flatten_choices,
 )
-from .kernels import BLOCK, Int8Linear, MklLinear, copy_structure, is_cpu_float32, replace_linears, rows_are_independent
+from .kernels import BLOCK, Int8Linear, copy_structure, is_cpu_float32, round_once, rows_are_independent, use_kernels
 from .model import DistilBertModel, EncoderOutput, TransformerBlock, check_inputs
 from .pretrained import PreTrainedModel
 
 CLS_HEADS = (DistilBertForSequenceClassification, DistilBertForMultipleChoice)  # they read the first token alone
 TOKEN_HEADS = (DistilBertForMaskedLM, DistilBertForTokenClassification)
+FFN_ROWS = 1024  # at a time: the widest tensor (T, 4 D) would come from new pages at each call, smaller ones are reused
 
 
 def pack(model: PreTrainedModel, *, int8: bool = False, batch_invariant: bool = False) -> "PackedModel":
@@ -80,19 +81,13 @@ class PackedModel:
         self.int8 = int8
         self.config, self.device, self.dtype = model.config, model.device, model.dtype
         self.encoder = cast(DistilBertModel, getattr(self.model, "distilbert", self.model))
-        self.kernel = "F.linear"
-        if int8:
-            replace_linears(self.encoder, Int8Linear)
-        if is_cpu_float32(model) and MklLinear.is_available():
-            replace_linears(self.model, MklLinear)
-            self.kernel = "weights prepacked for MKL"
+        self.kernels = use_kernels(self.model, self.encoder, int8)
 
     def __reduce__(self) -> tuple[object, ...]:
         return PackedModel, (self.plain, self.int8)
 
     def __repr__(self) -> str:
-        kernel = f"int8, the head: {self.kernel}" if self.int8 else self.kernel
-        return f"PackedModel({type(self.model).__name__}, {self.dtype}, {self.device}, {kernel})"
+        return f"PackedModel({type(self.model).__name__}, {self.dtype}, {self.device}, {self.kernels})"
 
     @cached_property
     def batch_invariant(self) -> bool:
@@ -150,9 +145,8 @@ class PackedModel:
         if isinstance(model, CLS_HEADS):
             first = x[layout.first] if output_hidden_states else x  # (B, D), of the sorted rows
             logits = model.head(first[:, None])[layout.order.argsort()]
-            return LogitsOutput(
-                logits if n_choices is None else logits.view(-1, n_choices), hidden_states=hidden_states
-            )
+            logits = logits if n_choices is None else logits.view(-1, n_choices)
+            return LogitsOutput(logits, hidden_states=hidden_states)
         if isinstance(model, DistilBertForQuestionAnswering):
             start, end = layout.unpack(model.qa_outputs(x), torch.finfo(x.dtype).min).unbind(-1)
             return SpanOutput(start, end, hidden_states=hidden_states)
@@ -219,11 +213,11 @@ class Layout:
 def run_block(block: TransformerBlock, x: Tensor, layout: Layout, first_only: bool) -> Tensor:
     """(T, D) -> (T, D), as `TransformerBlock` does; with `first_only` (B, D), the first token of each sorted row."""
     attention = block.attention
-    queries = x[layout.first] if first_only else x
-    q, k, v = attention.q_lin(queries), attention.k_lin(x), attention.v_lin(x)
+    queries, ready = x[layout.first] if first_only else x, round_once(attention, x)
+    q, k, v = attention.q_lin(queries if first_only else ready), attention.k_lin(ready), attention.v_lin(ready)
     context = attend(q, k, v, layout.groups, attention.n_heads)
-    x = block.sa_layer_norm(attention.out_lin(context) + queries)
-    return block.output_layer_norm(block.ffn(x) + x)
+    x = block.sa_layer_norm(attention.out_lin(context).add_(queries))  # in place: see InPlaceGELU
+    return torch.cat([block.output_layer_norm(block.ffn(rows).add_(rows)) for rows in x.split(FFN_ROWS)])
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, groups: list[tuple[int, int]], n_heads: int) -> Tensor:
