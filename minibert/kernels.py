@@ -46,7 +46,8 @@ class MklLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) -> (…, out), float32."""
         rows = x.numel() // self.n_inputs
-        return torch.ops.mkl._mkl_linear(x, self.packed, self.shape_only, self.bias, rows)[..., : self.width]
+        product = torch.ops.mkl._mkl_linear(x, self.packed, self.shape_only, self.bias, rows)
+        return product if product.shape[-1] == self.width else product[..., : self.width]
 
 
 class Int8Linear(nn.Module):

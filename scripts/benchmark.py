@@ -4,12 +4,14 @@
 Each system has a process of its own and only one is active at a time; they take turns in an order drawn anew for each
 round, so that whatever else the machine does hits all alike. What counts are ratios within a round. All have the same
 random weights of distilbert-base's shape. "over ideal" is the time over that of the real tokens' arithmetic alone at
-the speed of a large matrix product in the same round.
+the speed of a large matrix product in the same round; "alone or in the batch" is the largest difference between a
+text's logits when it runs alone and when it runs in the batch.
 
     pip install "minibert[bench]"
-    python scripts/benchmark.py                                        # everything: an hour
+    python scripts/benchmark.py                                        # all systems and batches: 40 minutes
     python scripts/benchmark.py --batches D F --rounds 3 --systems packed transformers-sdpa ctranslate2
     python scripts/benchmark.py --lengths lengths.txt --json results.json --plot results.svg
+    python scripts/benchmark.py --show results.json --plot results.svg # again, without measuring
     python scripts/benchmark.py --start-up --throughput --batches
 """
 
@@ -17,6 +19,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import platform
 import random
 import statistics
 import subprocess
@@ -50,6 +53,7 @@ CONFIG = DistilBertConfig()
 SECONDS = 0.2  # a system runs a small batch again and again for so long, and its median counts
 SPEED_OF_LIGHT = "sgemm"
 Run = Callable[[Tensor, Tensor], Any]
+Results = dict[str, Any]  # what --json writes
 
 
 def minibert_eager(folder: Path) -> Run:
@@ -188,7 +192,7 @@ def torch_encoder(folder: Path) -> Run:
 def sgemm(folder: Path) -> Run:
     """A product of two 2048 x 2048 matrices: what the machine can do."""
     a, b, out = torch.randn(2048, 2048), torch.randn(2048, 2048), torch.empty(2048, 2048)
-    return lambda ids, mask: torch.mm(a, b, out=out)[:1]
+    return lambda ids, mask: torch.mm(a, b, out=out)[:1, :2]  # as if logits
 
 
 SYSTEMS: dict[str, Callable[[Path], Run]] = {
@@ -208,10 +212,10 @@ SYSTEMS: dict[str, Callable[[Path], Run]] = {
 }
 
 
-def draw_lengths(mean: float, sigma: float, longest: int, seed: int) -> list[int]:
-    """Draw 32 lengths from a log-normal distribution with this mean, clipped to 5 … longest."""
-    drawn = np.exp(np.random.default_rng(seed).normal(np.log(mean) - sigma**2 / 2, sigma, 32))
-    return [int(length) for length in drawn.clip(5, longest)]
+def draw_lengths(mean: float, sigma: float, longest: int, seed: int, count: int = 32) -> list[int]:
+    """Draw lengths from a log-normal distribution with this mean, clipped to 5 … longest."""
+    drawn = np.exp(np.random.default_rng(seed).normal(np.log(mean) - sigma**2 / 2, sigma, count))
+    return [int(length) for length in drawn.clip(5, longest).round()]
 
 
 BATCHES: dict[str, list[int]] = {
@@ -222,7 +226,12 @@ BATCHES: dict[str, list[int]] = {
     "E": draw_lengths(90, 0.9, 512, 3),  # heavy-tailed, like reviews
     "F": draw_lengths(25, 0.45, 64, 0),
     "G": draw_lengths(90, 0.9, 512, 8),
+    **{
+        f"F{count}": draw_lengths(25, 0.45, 64, 0, count) for count in (1, 2, 4, 8, 16, 64)
+    },  # smaller and larger than F
 }
+BY_PADDING = ("C", "F", "D", "G", "E")
+BY_SIZE = ("F1", "F2", "F4", "F8", "F16", "F", "F64")
 
 
 def make_batch(lengths: list[int]) -> tuple[Tensor, Tensor]:
@@ -251,8 +260,13 @@ def serve(pipe: Connection, name: str, folder: Path, threads: int) -> None:
         return
     pipe.send(None)
     with torch.no_grad():
-        while (lengths := pipe.recv()) is not None:
+        while (task := pipe.recv()) is not None:
+            lengths, alone = task
             ids, mask = make_batch(lengths)
+            if alone:  # each text without its padding
+                rows = zip(ids, lengths, strict=True)
+                pipe.send(np.concatenate([run(row[None, :n], torch.ones(1, n, dtype=torch.long)) for row, n in rows]))
+                continue
             times: list[float] = []
             while sum(times) < SECONDS:
                 begin = time.perf_counter()
@@ -271,6 +285,7 @@ class System:
         pipe: to it.
         seconds: of each batch, round by round.
         logits: of each batch.
+        drift: of each batch, the largest difference of a text's logits alone and in the batch.
     """
 
     name: str
@@ -278,6 +293,7 @@ class System:
     pipe: Connection
     seconds: dict[str, list[float]] = field(default_factory=dict)
     logits: dict[str, Any] = field(default_factory=dict)
+    drift: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def start(cls, name: str, folder: Path, threads: int) -> "System | None":
@@ -296,61 +312,102 @@ class System:
             return None
         return cls(name, process, ours)
 
-    def measure(self, batch: str, lengths: list[int], keep: bool) -> None:
-        """Run one batch; the first round warms up and is not kept."""
-        self.pipe.send(lengths)
-        seconds, self.logits[batch] = self.pipe.recv()
-        if keep:
-            self.seconds.setdefault(batch, []).append(seconds)
+    def warm(self, batch: str, lengths: list[int]) -> None:
+        """Run one batch, and its texts one by one, for their logits."""
+        self.pipe.send((lengths, False))
+        _, self.logits[batch] = self.pipe.recv()
+        if self.name != SPEED_OF_LIGHT:
+            self.pipe.send((lengths, True))
+            self.drift[batch] = float(np.abs(self.pipe.recv() - self.logits[batch]).max())
+
+    def measure(self, batch: str, lengths: list[int]) -> None:
+        """Time one batch."""
+        self.pipe.send((lengths, False))
+        seconds, _ = self.pipe.recv()
+        self.seconds.setdefault(batch, []).append(seconds)
 
 
-def ratios(numerator: list[float], denominator: list[float]) -> str:
-    """Median, least and greatest ratio of two systems' times in the same rounds."""
-    paired = [a / b for a, b in zip(numerator, denominator, strict=True)]
-    return f"{statistics.median(paired):.2f} ({min(paired):.2f} to {max(paired):.2f})"
+def run_systems(names: list[str], batches: dict[str, list[int]], folder: Path, args: argparse.Namespace) -> Results:
+    """Measure, and return what `report` prints."""
+    systems = [system for name in names if (system := System.start(name, folder, args.threads))]
+    for round_number in range(args.rounds + 1):
+        for batch, lengths in batches.items():
+            for system in random.sample(systems, len(systems)):
+                if round_number == 0:
+                    system.warm(batch, lengths)
+                else:
+                    system.measure(batch, lengths)
+        print(f"round {round_number} of {args.rounds}" if round_number else "warm", flush=True)
+    for system in systems:
+        system.pipe.send(None)
+    reference = next((s for s in systems if s.name == "minibert-eager"), systems[0])
+    return {
+        "machine": {"torch": torch.__version__, "threads": args.threads, "platform": platform.platform()},
+        "batches": batches,
+        "systems": {
+            system.name: {
+                "seconds": system.seconds,
+                "distance": {b: float(np.abs(x - reference.logits[b]).max()) for b, x in system.logits.items()},
+                "drift": system.drift,
+            }
+            for system in systems
+        },
+    }
 
 
-def report(systems: list[System], batches: dict[str, list[int]]) -> None:
-    """Print a table for each batch: median time, times over that of `packed`, over ideal, distance from eager."""
-    by_name = {system.name: system for system in systems}
-    light, first = by_name.get(SPEED_OF_LIGHT), by_name.get("packed")
-    eager = by_name.get("minibert-eager", by_name.get("transformers-eager", first))
-    for batch, lengths in batches.items():
+def ratios(numerator: list[float], denominator: list[float]) -> list[float]:
+    """Return the ratios of two systems' times in the same rounds."""
+    return [a / b for a, b in zip(numerator, denominator, strict=True)]
+
+
+def summary(values: list[float]) -> str:
+    """Median, least and greatest."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def report(results: Results) -> None:
+    """Print a table for each batch: median time, times over that of `packed`, over ideal, differences in logits."""
+    systems = dict(results["systems"])
+    light, packed_seconds = systems.pop(SPEED_OF_LIGHT, None), systems.get("packed", {}).get("seconds")
+    for batch, lengths in results["batches"].items():
         slots = len(lengths) * max(lengths)
         print(f"\n{batch}: {len(lengths)} x {max(lengths)}, padded / real tokens {slots / sum(lengths):.2f}")
         if light:
-            speed = [2 * 2048**3 / seconds for seconds in light.seconds[batch]]
+            speed = [2 * 2048**3 / seconds for seconds in light["seconds"][batch]]
             print(f"{SPEED_OF_LIGHT}: {statistics.median(speed) / 1e9:.0f} GFLOP/s")
-        print("| system | ms | time / packed, paired (min to max) | over ideal | largest difference |")
-        print("|---|---|---|---|---|")
-        for system in systems:
-            if system is light:
-                continue
-            times = system.seconds[batch]
-            against = ratios(times, first.seconds[batch]) if first else ""
-            ideal = [flops(lengths) / s for s in speed] if light else []
-            over = f"{statistics.median(t / i for t, i in zip(times, ideal, strict=True)):.2f}" if light else ""
-            distance = f"{np.abs(system.logits[batch] - eager.logits[batch]).max():.1e}" if eager else ""
-            print(f"| {system.name} | {statistics.median(times) * 1e3:.1f} | {against} | {over} | {distance} |")
+        print(
+            "| system | ms | time / packed, paired (min to max) | over ideal | from eager | alone or in the batch |\n"
+            "|---|---|---|---|---|---|"
+        )
+        for name, system in systems.items():
+            times = system["seconds"][batch]
+            against = summary(ratios(times, packed_seconds[batch])) if packed_seconds else ""
+            over = f"{statistics.median(ratios(times, [flops(lengths) / s for s in speed])):.2f}" if light else ""
+            differences = f"{system['distance'][batch]:.1e} | {system['drift'][batch]:.1e}"
+            print(f"| {name} | {statistics.median(times) * 1e3:.1f} | {against} | {over} | {differences} |")
 
 
-def save_plot(systems: list[System], batches: dict[str, list[int]], path: Path) -> None:
-    """Draw the time over that of `packed` against the padding ratio."""
+def save_plot(results: Results, path: Path) -> None:
+    """Draw the time over that of `packed`, against the padding ratio and against the batch size."""
     from matplotlib import pyplot
 
-    (first,) = (system for system in systems if system.name == "packed")
+    batches, systems = results["batches"], results["systems"]
     padding = {batch: len(lengths) * max(lengths) / sum(lengths) for batch, lengths in batches.items()}
-    order = sorted(padding, key=padding.__getitem__)
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for system in systems:
-        if system.name != SPEED_OF_LIGHT:
-            paired = {
-                b: statistics.median(t / p for t, p in zip(system.seconds[b], first.seconds[b], strict=True))
-                for b in order
-            }
-            axes.plot([padding[b] for b in order], [paired[b] for b in order], "o-", label=system.name)
-    axes.set(xlabel="padded tokens / real tokens", ylabel="time / time of packed", yscale="log")
-    axes.legend(fontsize="small")
+    sizes = {batch: len(lengths) for batch, lengths in batches.items()}
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
+    for axes, order, places in zip(panels, (BY_PADDING, BY_SIZE), (padding, sizes), strict=True):
+        drawn = [batch for batch in order if batch in batches]
+        for name, system in systems.items():
+            if name != SPEED_OF_LIGHT:
+                paired = [ratios(system["seconds"][b], systems["packed"]["seconds"][b]) for b in drawn]
+                style = "o--" if "int8" in name else "o-"
+                axes.plot([places[b] for b in drawn], list(map(statistics.median, paired)), style, ms=3, label=name)
+    panels[0].set(xlabel="padded tokens / real tokens", ylabel="time / time of packed", yscale="log")
+    panels[0].set_yticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
+    panels[1].set(xlabel="texts in the batch, lengths like F's", xscale="log")
+    panels[1].set_xticks([sizes[b] for b in BY_SIZE if b in sizes], [str(sizes[b]) for b in BY_SIZE if b in sizes])
+    panels[1].minorticks_off()
+    panels[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, bbox_inches="tight")
 
 
@@ -380,7 +437,7 @@ def time_start_up(folder: Path, rounds: int) -> None:
             subprocess.run(command, check=True, capture_output=True)
             times[name].append(time.perf_counter() - begin)
     print("\ncold process to first result: " + ", ".join(f"{n} {statistics.median(t):.2f} s" for n, t in times.items()))
-    print(f"transformers / minibert: {ratios(times['transformers'], times['minibert'])}")
+    print(f"transformers / minibert: {summary(ratios(times['transformers'], times['minibert']))}")
 
 
 THROUGHPUT = """
@@ -413,6 +470,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9, help="how often each system runs each batch")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each system")
     parser.add_argument("--json", type=Path, help="write all measurements here")
+    parser.add_argument("--show", type=Path, metavar="JSON", help="show what an earlier run wrote, and measure nothing")
     parser.add_argument("--plot", type=Path, help="write a picture here (needs matplotlib)")
     parser.add_argument("--start-up", action="store_true", help="also time cold processes")
     parser.add_argument("--throughput", type=int, nargs="?", const=2000, help="also time a corpus of sentences")
@@ -428,21 +486,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
         save_checkpoint(folder)
-        if batches:
-            started = [System.start(name, folder, args.threads) for name in args.systems]
-            systems = [system for system in started if system]
-            for i in range(args.rounds + 1):
-                for batch, lengths in batches.items():
-                    for system in random.sample(systems, len(systems)):
-                        system.measure(batch, lengths, keep=i > 0)
-                print(f"round {i} of {args.rounds}" if i else "warm", flush=True)
-            for system in systems:
-                system.pipe.send(None)
-            report(systems, batches)
+        if args.show or batches:
+            results = json.loads(args.show.read_text()) if args.show else None
+            results = results or run_systems(args.systems, batches, folder, args)
             if args.json:
-                args.json.write_text(json.dumps({system.name: system.seconds for system in systems}, indent=1))
+                args.json.write_text(json.dumps(results, indent=1))
+            report(results)
             if args.plot:
-                save_plot(systems, batches, args.plot)
+                save_plot(results, args.plot)
         if args.start_up:
             time_start_up(folder, args.rounds)
         if args.throughput:
