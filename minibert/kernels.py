@@ -105,14 +105,32 @@ def round_once(attention: nn.Module, x: Tensor) -> Tensor | Int8Rows:
 
 
 class InPlaceGELU(nn.Module):
-    """GELU that overwrites its input: in large batches the pages of another (T, 4 D) cost more than GELU itself."""
+    """GELU that overwrites its input: to write to fresh memory costs the system's time for handing it out."""
 
     def __init__(self, gelu: nn.GELU) -> None:
         super().__init__()
+        self.approximate = gelu.approximate
 
     def forward(self, x: Tensor) -> Tensor:
         """(…) -> (…), the same memory."""
-        return torch.ops.aten.gelu_(x)
+        return torch.ops.aten.gelu_(x, approximate=self.approximate)
+
+
+def varlen_attention(q: Tensor) -> Callable[..., Any] | None:
+    """Return torch's attention over rows of any length, or None where it cannot run on q (T, H, E).
+
+    It runs in half precision on GPUs from compute capability 8.0 on, in torch from 2.10 on.
+    """
+    fits = q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+    if not fits or not torch.backends.cuda.is_flash_attention_available():
+        return None
+    if torch.cuda.get_device_capability(q.device) < (8, 0):
+        return None
+    try:
+        from torch.nn.attention.varlen import varlen_attn  # slow to import: only where it is needed
+    except ImportError:
+        return None
+    return varlen_attn
 
 
 Kernel = MklLinear | Int8Linear
@@ -146,7 +164,7 @@ def use_kernels(model: PreTrainedModel, encoder: nn.Module, int8: bool) -> str:
     if is_cpu_float32(model) and MklLinear.is_available():
         replace_modules(model, nn.Linear, MklLinear)
         name = "weights prepacked for MKL"
-    return f"int8, the head: {name}" if int8 else name
+    return name if not int8 else "int8" if encoder is model else f"int8, the head: {name}"
 
 
 @torch.no_grad()

@@ -12,7 +12,9 @@ Shapes: B batch, S tokens, T real tokens of the batch, D dim, H heads, E = D / H
 Source of the flat layout: Zeng et al. 2022, "Boosting Distributed Training Performance of the Unpadded BERT Model".
 """
 
-from functools import cached_property
+from collections import deque
+from collections.abc import Iterator
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any, cast
 
@@ -20,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import kernels
 from .heads import (
     DistilBertForMaskedLM,
     DistilBertForMultipleChoice,
@@ -30,19 +33,19 @@ from .heads import (
     SpanOutput,
     flatten_choices,
 )
-from .kernels import BLOCK, Int8Linear, copy_structure, is_cpu_float32, round_once, rows_are_independent, use_kernels
 from .model import DistilBertModel, EncoderOutput, TransformerBlock, check_inputs
 from .pretrained import PreTrainedModel
 
 CLS_HEADS = (DistilBertForSequenceClassification, DistilBertForMultipleChoice)  # they read the first token alone
 TOKEN_HEADS = (DistilBertForMaskedLM, DistilBertForTokenClassification)
-FFN_ROWS = 1024  # at a time: the widest tensor (T, 4 D) would come from new pages at each call, smaller ones are reused
+FFN_ROWS = 1024  # at a time on a CPU: the memory of a wider tensor than (1024, 4 D) would be new at each call
 
 
 def pack(model: PreTrainedModel, *, int8: bool = False, batch_invariant: bool = False) -> "PackedModel":
     """Return the model's fast form, for inference: the same call, the same outputs.
 
-    It shares the model's parameters, but prepared weights are copies: after changing weights, pack again.
+    It shares the model's parameters, but prepared weights are copies: after changing weights, pack again. Of a model
+    whose attention or blocks were replaced by other modules it knows nothing: it runs those of the book.
 
     Args:
         model: `DistilBertModel` or one of the five heads, in eval mode, on any device, of any floating-point dtype.
@@ -55,36 +58,37 @@ def pack(model: PreTrainedModel, *, int8: bool = False, batch_invariant: bool = 
     """
     if type(model) not in (DistilBertModel, DistilBertForQuestionAnswering, *CLS_HEADS, *TOKEN_HEADS):
         raise ValueError(f"pack takes DistilBertModel and the five heads, not {type(model).__name__}")
-    if model.training:
+    if any(part.training for part in model.modules()):
         raise ValueError("a packed model is for inference: call model.eval() first")
     hooked = [name for name, part in model.named_modules() if part._forward_hooks or part._forward_pre_hooks]
     if hooked:
         raise ValueError(
             f"a packed model runs no hooks, but there are some on {hooked[:3]}: remove them before packing"
         )
-    if int8 and not (is_cpu_float32(model) and Int8Linear.is_available()):
+    if int8 and not (kernels.is_cpu_float32(model) and kernels.Int8Linear.is_available()):
         raise ValueError(f"int8 needs float32 on an x86 CPU with VNNI, got {model.dtype} on {model.device}")
-    fast = PackedModel(model, int8)
+    fast = PackedModel(model, int8, batch_invariant)
     if batch_invariant and not fast.batch_invariant:
         raise ValueError(
             f"{fast} cannot give the same bits in every batch: that needs float32 on an x86 CPU with MKL, more than "
-            f"one attention head, and dim and hidden_dim that are multiples of {BLOCK}"
+            f"one attention head, and dim and hidden_dim that are multiples of {kernels.BLOCK}"
         )
     return fast
 
 
 class PackedModel:
-    """A model without padding; see `pack`. It can be pickled and deep-copied: the copy chooses its kernel anew."""
+    """A model without padding; see `pack`, which a pickle or a deep copy goes through again where it is loaded."""
 
-    def __init__(self, model: PreTrainedModel, int8: bool) -> None:
-        self.plain, self.model = copy_structure(model), copy_structure(model)  # `plain` is what a pickle holds
-        self.int8 = int8
+    def __init__(self, model: PreTrainedModel, int8: bool, batch_invariant: bool) -> None:
+        self.plain = kernels.copy_structure(model)  # what a pickle holds
+        self.model = kernels.copy_structure(model)
+        self.repack = partial(pack, int8=int8, batch_invariant=batch_invariant)
         self.config, self.device, self.dtype = model.config, model.device, model.dtype
         self.encoder = cast(DistilBertModel, getattr(self.model, "distilbert", self.model))
-        self.kernels = use_kernels(self.model, self.encoder, int8)
+        self.kernels = kernels.use_kernels(self.model, self.encoder, int8)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return PackedModel, (self.plain, self.int8)
+        return self.repack, (self.plain,)
 
     def __repr__(self) -> str:
         return f"PackedModel({type(self.model).__name__}, {self.dtype}, {self.device}, {self.kernels})"
@@ -96,8 +100,8 @@ class PackedModel:
         It needs prepared linear layers, which are tried out on this machine, several heads (for one query of one head
         torch's attention takes another path), and sizes that fill vector registers.
         """
-        fits = self.config.dim % BLOCK == 0 and self.config.hidden_dim % BLOCK == 0 and self.config.n_heads > 1
-        return fits and rows_are_independent(self.model)
+        uneven = self.config.dim % kernels.BLOCK or self.config.hidden_dim % kernels.BLOCK
+        return not uneven and self.config.n_heads > 1 and kernels.rows_are_independent(self.model)
 
     @torch.no_grad()
     def __call__(
@@ -139,7 +143,9 @@ class PackedModel:
         check_inputs(self.config, input_ids, attention_mask, inputs_embeds, position_ids)
         tokens = cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds)
         layout = Layout(find_real(tokens, attention_mask, isinstance(model, CLS_HEADS)))
-        states = self._encode(layout, tokens, position_ids, isinstance(model, CLS_HEADS) and not output_hidden_states)
+        first_only = isinstance(model, CLS_HEADS) and not output_hidden_states
+        kept = None if output_hidden_states else 1
+        states = deque(self._encode(layout, tokens, position_ids, first_only), maxlen=kept)
         x = states[-1]
         hidden_states = tuple(layout.unpack(state) for state in states) if output_hidden_states else None
         if isinstance(model, CLS_HEADS):
@@ -154,17 +160,16 @@ class PackedModel:
             return LogitsOutput(layout.unpack(model.head(x)), hidden_states=hidden_states)
         return EncoderOutput(layout.unpack(x), hidden_states)
 
-    def _encode(self, layout: "Layout", tokens: Tensor, position_ids: Tensor | None, first_only: bool) -> list[Tensor]:
-        """Return the embeddings and each layer's result, (T, D); with `first_only` the last layer's is (B, D)."""
-        if position_ids is None:
-            position_ids = torch.arange(tokens.shape[1], device=tokens.device)[None]  # (1, S)
-        packed, positions = layout.pack(tokens)[None], layout.pack(position_ids)[None]  # (1, T) or (1, T, D); (1, T)
+    def _encode(self, layout: "Layout", tokens: Tensor, places: Tensor | None, first_only: bool) -> Iterator[Tensor]:
+        """Give the embeddings and each layer's result, (T, D); with `first_only` the last layer's is (B, D)."""
+        if places is None:
+            places = torch.arange(tokens.shape[1], device=tokens.device)[None]  # (1, S)
+        packed, position_ids = layout.pack(tokens)[None], layout.pack(places)[None]  # (1, T) or (1, T, D); (1, T)
         ids, embeds = (packed, None) if tokens.ndim == 2 else (None, packed)
-        states = [self.encoder.embeddings(ids, embeds, positions)[0]]
+        yield (x := self.encoder.embeddings(ids, embeds, position_ids)[0])
         for i, block in enumerate(self.encoder.transformer.layer, 1):
             only_now = first_only and i == self.config.n_layers
-            states.append(run_block(cast(TransformerBlock, block), states[-1], layout, only_now))
-        return states
+            yield (x := run_block(cast(TransformerBlock, block), x, layout, only_now))
 
 
 def find_real(tokens: Tensor, attention_mask: Tensor | None, needs_first: bool) -> Tensor:
@@ -196,7 +201,8 @@ class Layout:
         lengths, self.order = real.sum(1).sort(stable=True)  # (B,) each
         slots = torch.arange(real.numel(), device=real.device).view(real.shape)
         self.slots = slots[self.order][real[self.order]]  # (T,) of each packed token in the padded batch
-        self.first = lengths.cumsum(0) - lengths  # (B,) each sorted row's first packed token
+        self.bounds = F.pad(lengths.cumsum(0), (1, 0))  # (B + 1,) first packed token of each sorted row, and T
+        self.first = self.bounds[:-1]
         self.groups = [(len(list(rows)), length) for length, rows in groupby(lengths.tolist())]  # (rows, length)
 
     def pack(self, x: Tensor) -> Tensor:
@@ -213,31 +219,27 @@ class Layout:
 def run_block(block: TransformerBlock, x: Tensor, layout: Layout, first_only: bool) -> Tensor:
     """(T, D) -> (T, D), as `TransformerBlock` does; with `first_only` (B, D), the first token of each sorted row."""
     attention = block.attention
-    queries, ready = x[layout.first] if first_only else x, round_once(attention, x)
+    queries, ready = x[layout.first] if first_only else x, kernels.round_once(attention, x)
     q, k, v = attention.q_lin(queries if first_only else ready), attention.k_lin(ready), attention.v_lin(ready)
-    context = attend(q, k, v, layout.groups, attention.n_heads)
+    context = attend(q, k, v, layout, attention.n_heads)
     x = block.sa_layer_norm(attention.out_lin(context).add_(queries))  # in place: see InPlaceGELU
-    return torch.cat([block.output_layer_norm(block.ffn(rows).add_(rows)) for rows in x.split(FFN_ROWS)])
+    n_rows = FFN_ROWS if x.device.type == "cpu" else len(x)
+    return torch.cat([block.output_layer_norm(block.ffn(rows).add_(rows)) for rows in x.split(n_rows)])
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, groups: list[tuple[int, int]], n_heads: int) -> Tensor:
-    """Let the tokens of each row attend to each other.
-
-    Args:
-        q: (T, D), or (B, D) for one query a row.
-        k: (T, D).
-        v: (T, D).
-        groups: (rows, length) of rows of equal length, in the order in which they lie.
-        n_heads: H.
-
-    Returns:
-        Shaped like q.
-    """
-    key_sizes = [rows * length for rows, length in groups]
-    query_sizes = key_sizes if len(q) == len(k) else [rows for rows, _ in groups]
+def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, n_heads: int) -> Tensor:
+    """Let the tokens of each row attend to each other: (T, D), or q (B, D) for one query a row -> shaped like q."""
+    q, k, v = (x.unflatten(-1, (n_heads, -1)) for x in (q, k, v))  # (T, H, E), or q (B, H, E)
+    one_query = len(q) < len(k)
+    if varlen := kernels.varlen_attention(q):
+        longest = layout.groups[-1][1]
+        bounds = torch.arange(len(q) + 1, device=q.device) if one_query else layout.bounds
+        return varlen(q, k, v, bounds.int(), layout.bounds.int(), 1 if one_query else longest, longest).flatten(1)
+    key_sizes = [rows * length for rows, length in layout.groups]
+    query_sizes = [rows for rows, _ in layout.groups] if one_query else key_sizes
     contexts = []
-    for (rows, _), *parts in zip(groups, q.split(query_sizes), k.split(key_sizes), v.split(key_sizes), strict=True):
-        heads = (part.unflatten(0, (rows, -1)).unflatten(-1, (n_heads, -1)).transpose(1, 2) for part in parts)
-        context = F.scaled_dot_product_attention(*heads)  # (rows, H, length or 1, E)
-        contexts.append(context.transpose(1, 2).flatten(-2).flatten(0, 1))
-    return torch.cat(contexts)
+    for group in zip(layout.groups, q.split(query_sizes), k.split(key_sizes), v.split(key_sizes), strict=True):
+        (rows, _), *parts = group
+        by_row = (part.unflatten(0, (rows, -1)).transpose(1, 2) for part in parts)  # (rows, H, length or 1, E) each
+        contexts.append(F.scaled_dot_product_attention(*by_row).transpose(1, 2).flatten(0, 1))
+    return torch.cat(contexts).flatten(1)

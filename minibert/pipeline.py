@@ -76,8 +76,8 @@ class Pipeline(ABC, Generic[Input, Result]):
     model_class: ClassVar[type[PreTrainedModel]]
 
     def __post_init__(self) -> None:
-        check_positive("batch_tokens", self.batch_tokens)
-        check_positive("max_length", self.max_length)
+        check_at_least(1, "batch_tokens", self.batch_tokens)
+        check_at_least(3, "max_length", self.max_length)  # [CLS], a token, [SEP]
         files = CheckpointFiles(self.checkpoint, revision=self.revision)  # one for both: of the same commit
         self.model = self.load(files)
         self.tokenizer = DistilBertTokenizer.from_files(files)
@@ -139,7 +139,7 @@ class Pipeline(ABC, Generic[Input, Result]):
         except (TypeError, ValueError) as error:
             raise ValueError(f"text {number}: {error}") from None
         if max(map(len, encoding.input_ids)) <= 2:
-            raise ValueError(f"text {number}: there is nothing in it but characters that are no text")
+            raise ValueError(f"text {number}: there is no text in it")
         return encoding
 
     def _run_portion(self, portion: list[tuple[Input, BatchEncoding]]) -> Iterator[Result]:
@@ -174,19 +174,21 @@ class Pipeline(ABC, Generic[Input, Result]):
 def plan_batches(rows: Iterable[list[int]], budget: int) -> Iterator[list[list[int]]]:
     """Split rows, in order, into batches of at most `budget` tokens; a row that is longer makes a batch alone."""
     batch: list[list[int]] = []
+    n_tokens = 0
     for row in rows:
-        if batch and sum(map(len, batch)) + len(row) > budget:
+        if batch and n_tokens + len(row) > budget:
             yield batch
-            batch = []
+            batch, n_tokens = [], 0
         batch.append(row)
+        n_tokens += len(row)
     if batch:
         yield batch
 
 
-def check_positive(name: str, value: int) -> None:
-    """Refuse a number below 1."""
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+def check_at_least(least: int, name: str, value: int) -> None:
+    """Refuse a smaller number."""
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -220,19 +222,20 @@ class TextClassifier(Pipeline[str, Classification]):
         return self._encode_whole(text, self.truncation)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Sequence[Tensor]:
-        """Return the scores (L,) of each row."""
-        return label_scores(self.model.config, self.model(input_ids, attention_mask).logits).unbind()
+        """Return the logits (L,) of each row."""
+        return self.model(input_ids, attention_mask).logits.unbind()
 
     def read(self, text: str, encoding: BatchEncoding, outputs: Sequence[Tensor]) -> Classification:
         """Name the classes and find the best."""
-        scores = outputs[0].tolist()
+        # One text at a time: a sigmoid over many may round by where a number stands in a vector register.
+        scores = label_scores(self.model.config, outputs[0]).tolist()
         best = max(range(len(scores)), key=scores.__getitem__)
         labels = self.model.config.id2label
         return Classification(labels[best], scores[best], {labels[i]: score for i, score in enumerate(scores)})
 
 
 def label_scores(config: DistilBertConfig, logits: Tensor) -> Tensor:
-    """(B, L) logits -> (B, L) scores: probabilities, or for a regression the values themselves."""
+    """(…, L) logits -> (…, L) scores: probabilities, or for a regression the values themselves."""
     if config.problem_type == "regression":
         return logits
     if config.problem_type == "multi_label_classification" or config.num_labels == 1:
@@ -388,7 +391,7 @@ class MaskFiller(Pipeline[str, list[list[Candidate]]]):
     model_class = DistilBertForMaskedLM
 
     def __post_init__(self) -> None:
-        check_positive("top_k", self.top_k)
+        check_at_least(1, "top_k", self.top_k)
         super().__post_init__()
         if self.tokenizer.mask_token_id is None:
             raise ValueError(f"{self.checkpoint}: its vocabulary has no {self.tokenizer.mask_token}")
@@ -462,8 +465,8 @@ class QuestionAnswerer(Pipeline[tuple[str, str], list[Answer]]):
     model_class = DistilBertForQuestionAnswering
 
     def __post_init__(self) -> None:
-        check_positive("top_k", self.top_k)
-        check_positive("max_answer_length", self.max_answer_length)
+        check_at_least(1, "top_k", self.top_k)
+        check_at_least(1, "max_answer_length", self.max_answer_length)
         super().__post_init__()
 
     def encode(self, text: tuple[str, str]) -> BatchEncoding:

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minibert import DEMO, DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer
+from minibert import DEMO, DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer, pack
+from minibert.kernels import Int8Linear
 from minibert.study.walk import SENTENCES
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -36,7 +37,10 @@ def main() -> None:
         "--train-vocab", action="store_true", help="train a new vocabulary first; it varies from run to run"
     )
     parser.add_argument("--validate", action="store_true", help="hold out a second tenth, to choose settings by")
+    parser.add_argument("--report", action="store_true", help="train nothing, measure what stands in the output folder")
     options = parser.parse_args()
+    if options.report and (options.validate or options.train_vocab):
+        parser.error("--report measures what was trained on all but the first tenth: it goes alone")
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(0)
@@ -44,9 +48,16 @@ def main() -> None:
     held_out, train = read(options.folder)
     if options.validate:
         held_out, train = train[: len(held_out)], train[len(held_out) :]
-    if options.train_vocab:
-        train_vocabulary([text for text, _ in train], VOCABULARY, options.out)
-    vocab = {token: i for i, token in enumerate((options.out / "vocab.txt").read_text("utf-8").split("\n")[:-1])}
+    if not options.report:
+        train_model(train, options.out, options.train_vocab)
+    report(options.out, held_out)
+
+
+def train_model(examples: Examples, out: Path, new_vocabulary: bool) -> None:
+    """Train from scratch and save, with the vocabulary that stands in `out` or a new one."""
+    if new_vocabulary:
+        train_vocabulary([text for text, _ in examples], VOCABULARY, out)
+    vocab = {token: i for i, token in enumerate((out / "vocab.txt").read_text("utf-8").split("\n")[:-1])}
     tokenizer = DistilBertTokenizer(vocab, model_max_length=LENGTH)
     config = DistilBertConfig(
         vocab_size=len(vocab),
@@ -61,9 +72,8 @@ def main() -> None:
         id2label={0: "NEGATIVE", 1: "POSITIVE"},
     )
     model = DistilBertForSequenceClassification(config)
-    fit(model, tokenizer, train).half().save_pretrained(options.out)  # half the bytes; loading makes it float32 again
-    tokenizer.save_pretrained(options.out)
-    report(options.out, held_out)
+    fit(model, tokenizer, examples).half().save_pretrained(out)  # half the bytes; loading makes it float32 again
+    tokenizer.save_pretrained(out)
 
 
 def read(folder: Path) -> tuple[Examples, Examples]:
@@ -130,19 +140,24 @@ def hide_words(input_ids: Tensor, tokenizer: DistilBertTokenizer) -> Tensor:
 
 @torch.no_grad()
 def report(folder: Path, held_out: Examples) -> None:
-    """Load what was saved and print its accuracy, its size, and the sentences of the walk."""
+    """Load what was saved and print its accuracy, in int8 too, its size, and the sentences of the walk."""
     model = DistilBertForSequenceClassification.from_pretrained(folder)
     tokenizer = DistilBertTokenizer.from_pretrained(folder)
+    inputs = tokenizer([text for text, _ in held_out], padding=True, truncation=True, return_tensors="pt")
     labels = torch.tensor([label for _, label in held_out])
-    predicted = []
-    for i in range(0, len(held_out), BATCH):
-        texts = [text for text, _ in held_out[i : i + BATCH]]
-        predicted.append(
-            model(**tokenizer(texts, padding=True, truncation=True, return_tensors="pt")).logits.argmax(-1)
-        )
-    accuracy = (torch.cat(predicted) == labels).float().mean().item()
+    logits = pack(model)(**inputs).logits
+    accuracy = (logits.argmax(-1) == labels).float().mean().item()
     majority = max(labels.float().mean().item(), 1 - labels.float().mean().item())
     print(f"held-out tenth, {len(held_out)} texts: accuracy {accuracy:.1%}; always the commoner label {majority:.1%}")
+    if Int8Linear.is_available():
+        rounded = pack(model, int8=True)(**inputs).logits
+        accuracy = (rounded.argmax(-1) == labels).float().mean().item()
+        kept = (rounded.argmax(-1) == logits.argmax(-1)).sum().item()
+        change, spread = (rounded - logits).abs(), logits.std().item()
+        print(
+            f"int8: accuracy {accuracy:.1%}, {kept} of {len(held_out)} labels kept; logits (standard deviation "
+            f"{spread:.2f}) change by {change.mean().item():.3f} on average, {change.max().item():.3f} at most"
+        )
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {size:,} bytes in {folder}")
     inputs = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")

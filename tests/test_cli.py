@@ -142,7 +142,7 @@ def test_a_file_and_standard_input_give_a_line_each(checkpoint, capsys, monkeypa
         (["classify"], "give texts, or --file FILE, or - for standard input"),
         (["classify", "a", "--file", "x"], "give texts, or --file FILE"),
         (["classify", " "], "text 1 is empty"),
-        (["classify", "\u200b"], "text 1: there is nothing in it but"),
+        (["classify", "\u200b"], "text 1: there is no text in it"),
         (["--json", "classify", "a"], "the command comes first"),
         (["compare", "a", "--model", "b"], "two checkpoints, a and --model b"),
         (["walk", ""], "text 1 is empty"),

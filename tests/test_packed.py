@@ -1,6 +1,7 @@
 """The fast path: what the model computes at real tokens, without padding, with the same bits in any batch."""
 
 import copy
+import inspect
 import pickle
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 import minibert
-from minibert import DistilBertForSequenceClassification, DistilBertModel, DistilBertTokenizer, pack
+from minibert import DistilBertForSequenceClassification, DistilBertModel, DistilBertTokenizer, kernels, pack, packed
 from minibert.kernels import Int8Linear, MklLinear, rows_are_independent
 
 from .models import BASE_SIZES, HEADS, batch, model, tensors
@@ -21,6 +22,7 @@ each_kernel = pytest.mark.parametrize(
 )
 ON_CLS = ("DistilBertForSequenceClassification", "DistilBertForMultipleChoice")
 LONG = {"max_position_embeddings": 512, "initializer_range": 0.02}
+BASE_SHAPE = BASE_SIZES | {"dim": 768, "n_heads": 12, "n_layers": 6, "hidden_dim": 3072}
 
 
 def real_tokens(inputs):
@@ -85,13 +87,16 @@ def test_random_lengths_up_to_512_stay_within_rounding(head, kind):
         assert largest_difference(exact(**inputs), pack(exact)(**inputs), real_tokens(inputs)) < 1e-12
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_the_base_shape_stays_within_rounding(dtype, tolerance):
-    sizes = BASE_SIZES | {"dim": 768, "n_heads": 12, "n_layers": 6, "hidden_dim": 3072}
-    each = model("DistilBertForQuestionAnswering", **sizes).to(dtype)
-    inputs = random_batch("DistilBertForQuestionAnswering", 5, 30, "holes", vocab_size=1000)
+@each_head
+def test_the_base_shape_stays_within_rounding(head):
+    each = model(head, **BASE_SHAPE)
+    batches = [random_batch(head, rows, longest, "holes", vocab_size=1000) for rows, longest in ((1, 512), (64, 20))]
+    few = random_batch(head, 3, 30, "holes", vocab_size=1000)
     with torch.no_grad():
-        assert largest_difference(each(**inputs), pack(each)(**inputs), real_tokens(inputs)) < tolerance
+        for inputs in batches:
+            assert largest_difference(each(**inputs), pack(each)(**inputs), real_tokens(inputs)) < 1e-5
+        each.double()
+        assert largest_difference(each(**few), pack(each)(**few), real_tokens(few)) < 1e-12
 
 
 @each_head
@@ -110,9 +115,6 @@ def test_half_precision_stays_near_the_exact_result(head, dtype):
 @each_head
 def test_padded_slots_hold_zeros_or_what_no_argmax_chooses(head):
     each = model(head)
-    with torch.no_grad():
-        for parameter in each.parameters():
-            parameter.sub_(0.05)
     inputs = batch(head)
     padded = ~real_tokens(inputs)
     for name, tensor in tensors(pack(each)(**inputs, output_hidden_states=True)).items():
@@ -133,6 +135,9 @@ def test_position_ids_and_word_embeddings_are_the_models(head, kind):
         if "inputs_embeds" in given:
             del arguments["input_ids"]
         assert largest_difference(each(**arguments), pack(each)(**arguments), real_tokens(inputs)) < 1e-12
+    before = embeds.clone()
+    pack(each)(**arguments)
+    assert torch.equal(embeds, before)
 
 
 def test_one_row_of_position_ids_serves_every_row():
@@ -148,6 +153,33 @@ def test_relu_and_one_head_and_odd_sizes_work_too():
     assert not fast.batch_invariant
 
 
+def attention_by_rows(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k):
+    """What torch documents of its variable-length attention, which runs on GPUs alone: (T, H, E) -> (T, H, E)."""
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    assert (max_q, max_k) == (cu_seq_q.diff().max(), cu_seq_k.diff().max())
+    contexts = []
+    for i in range(len(cu_seq_k) - 1):
+        q, (k, v) = query[cu_seq_q[i] : cu_seq_q[i + 1]], (x[cu_seq_k[i] : cu_seq_k[i + 1]] for x in (key, value))
+        probs = (torch.einsum("qhe,khe->hqk", q, k) * q.shape[-1] ** -0.5).softmax(-1)
+        contexts.append(torch.einsum("hqk,khe->qhe", probs, v))
+    return torch.cat(contexts)
+
+
+@each_head
+def test_the_attention_of_gpus_is_called_as_torch_documents_it(head, monkeypatch):
+    monkeypatch.setattr(kernels, "varlen_attention", lambda q: attention_by_rows)
+    each = model(head).double()
+    for inputs in (random_batch(head, 7, 15, "holes"), batch(head, "ones"), batch(head, "ones", (3, 1))):
+        assert largest_difference(each(**inputs), pack(each)(**inputs), real_tokens(inputs)) < 1e-12
+
+
+def test_the_attention_of_gpus_stays_there_and_takes_these_arguments():
+    assert kernels.varlen_attention(torch.zeros(3, 2, 8, dtype=torch.bfloat16)) is None
+    varlen = pytest.importorskip("torch.nn.attention.varlen").varlen_attn
+    ours = inspect.signature(attention_by_rows).parameters
+    assert list(inspect.signature(varlen).parameters)[: len(ours)] == list(ours)
+
+
 def one_row(inputs, i, spare):
     """Row i alone, and `spare` slots of padding."""
     mask = inputs["attention_mask"][i : i + 1]
@@ -155,42 +187,62 @@ def one_row(inputs, i, spare):
     return {name: tensor[i : i + 1, ..., :length] for name, tensor in inputs.items()}
 
 
+def assert_same_bits_alone(fast, inputs, together, rows, spare=0):
+    """Whether rows that run alone, and with `spare` slots of padding, have what they have in the batch."""
+    for i in rows:
+        row = one_row(inputs, i, spare)
+        at = row["attention_mask"].bool()[0]
+        for name, tensor in tensors(fast(**row)).items():
+            if is_by_token(name, tensor):
+                assert torch.equal(tensor[0, at], together[name][i, : len(at)][at]), name
+            else:
+                assert torch.equal(tensor[0], together[name][i]), name
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    """That torch runs with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
 @each_kernel
 @each_head
-def test_a_text_gets_the_same_bits_alone_padded_in_any_batch_and_order_with_any_threads(head, int8):
+@pytest.mark.parametrize("ffn_rows", [1024, 7])
+def test_a_text_gets_the_same_bits_alone_padded_in_any_batch_and_order(head, int8, ffn_rows, threads, monkeypatch):
+    monkeypatch.setattr(packed, "FFN_ROWS", ffn_rows)
     fast = pack(model(head, **LONG, dim=64, hidden_dim=192), int8=int8, batch_invariant=True)
     assert fast.batch_invariant
-    threads = torch.get_num_threads()
-    for rows, longest in ((2, 9), (33, 21), (9, 200)):
+    for rows, longest in ((2, 9), (33, 21), (9, 200), (30, 90)):  # the last has more than 1,024 tokens
         inputs = random_batch(head, rows, longest, "holes" if rows == 9 else "ragged")
         order = torch.randperm(rows)
         together = tensors(fast(**inputs))
-        for n_threads in (1, 2, 3):
-            torch.set_num_threads(n_threads)
-            shuffled = tensors(fast(**{name: tensor[order] for name, tensor in inputs.items()}))
-            assert all(torch.equal(shuffled[name], tensor[order]) for name, tensor in together.items())
-            for i in range(0, rows, 1 + rows // 5):
-                for spare in (0, 3):
-                    row = one_row(inputs, i, spare)
-                    mask = row["attention_mask"].bool()
-                    for name, tensor in tensors(fast(**row)).items():
-                        if is_by_token(name, tensor):
-                            at = mask[0]
-                            assert torch.equal(tensor[0, at], together[name][i, : len(at)][at]), (name, n_threads)
-                        else:
-                            assert torch.equal(tensor[0], together[name][i]), (name, n_threads)
-        torch.set_num_threads(threads)
+        shuffled = tensors(fast(**{name: tensor[order] for name, tensor in inputs.items()}))
+        assert all(torch.equal(shuffled[name], tensor[order]) for name, tensor in together.items())
+        for spare in (0, 3):
+            assert_same_bits_alone(fast, inputs, together, range(0, rows, 1 + rows // 5), spare)
 
 
-@needs_mkl
-def test_the_base_shapes_classifier_gives_the_same_bits_alone_and_in_a_batch():
-    sizes = BASE_SIZES | {"dim": 768, "n_heads": 12, "n_layers": 2, "hidden_dim": 3072}
-    head = "DistilBertForSequenceClassification"
-    each = model(head, **sizes)
-    fast, inputs = pack(each, batch_invariant=True), random_batch(head, 12, 50, vocab_size=1000)
-    together = fast(**inputs).logits
-    alone = [fast(**one_row(inputs, i, 0)).logits[0] for i in range(12)]
-    assert torch.equal(torch.stack(alone), together)
+@each_kernel
+@each_head
+def test_threads_do_not_change_the_bits(head, int8):
+    fast = pack(model(head, **LONG, dim=64, hidden_dim=192), int8=int8, batch_invariant=True)
+    inputs, before = random_batch(head, 30, 90), torch.get_num_threads()
+    try:
+        results = [tensors(fast(**inputs)) for n in (1, 2, 3) if torch.set_num_threads(n) is None]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(result[name], tensor) for result in results for name, tensor in results[0].items())
+
+
+@each_kernel
+@each_head
+def test_the_base_shape_gives_the_same_bits_alone_and_in_a_batch(head, int8):
+    fast = pack(model(head, **BASE_SHAPE | {"n_layers": 2}), int8=int8, batch_invariant=True)
+    inputs = random_batch(head, 16, 150, vocab_size=1000)
+    assert_same_bits_alone(fast, inputs, tensors(fast(**inputs)), range(16))
 
 
 def test_batch_invariance_is_claimed_only_where_it_holds(monkeypatch):
@@ -234,6 +286,26 @@ def test_pickles_and_deep_copies_give_the_same_bits_and_share_nothing(head, int8
         assert other.encoder.embeddings.LayerNorm.weight is not fast.encoder.embeddings.LayerNorm.weight
 
 
+@needs_vnni
+def test_a_pickle_is_refused_where_its_kernels_are_not(monkeypatch):
+    int8, invariant = pickle.dumps(pack(model(), int8=True)), pickle.dumps(pack(model(), batch_invariant=True))
+    monkeypatch.setattr(Int8Linear, "is_available", staticmethod(lambda: False))
+    with pytest.raises(ValueError, match="int8 needs float32 on an x86 CPU with VNNI"):
+        pickle.loads(int8)
+    monkeypatch.setattr(MklLinear, "is_available", staticmethod(lambda: False))
+    with pytest.raises(ValueError, match="cannot give the same bits in every batch"):
+        pickle.loads(invariant)
+
+
+def test_the_tanh_approximation_of_gelu_is_kept():
+    each, inputs = model().double(), batch()
+    exact = pack(each)(**inputs)
+    for block in each.transformer.layer:
+        block.ffn.activation = nn.GELU("tanh").eval()
+    assert largest_difference(each(**inputs), pack(each)(**inputs), real_tokens(inputs)) < 1e-12
+    assert largest_difference(exact, pack(each)(**inputs), real_tokens(inputs)) > 1e-5
+
+
 def test_parameters_are_shared_and_the_model_is_left_as_it_was():
     each = model()
     fast = pack(each)
@@ -243,8 +315,11 @@ def test_parameters_are_shared_and_the_model_is_left_as_it_was():
 
 
 @needs_mkl
+@needs_vnni
 def test_print_shows_the_kernel():
     assert repr(pack(model())) == "PackedModel(DistilBertModel, torch.float32, cpu, weights prepacked for MKL)"
+    assert "cpu, int8)" in repr(pack(model(), int8=True))
+    assert "int8, the head: weights prepacked" in repr(pack(model("DistilBertForMaskedLM"), int8=True))
     assert repr(pack(model().double())) == "PackedModel(DistilBertModel, torch.float64, cpu, F.linear)"
 
 
@@ -309,6 +384,10 @@ def test_models_that_cannot_be_packed_are_refused():
 
     with pytest.raises(ValueError, match=r"call model\.eval\(\)"):
         pack(model().train())
+    partly = model()
+    partly.transformer.layer[0].ffn.train()
+    with pytest.raises(ValueError, match=r"call model\.eval\(\)"):
+        pack(partly)
     with pytest.raises(ValueError, match="the five heads, not MyModel"):
         pack(MyModel(model().config).eval())
     hooked = model()

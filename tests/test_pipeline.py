@@ -73,6 +73,14 @@ def test_results_come_in_order_and_do_not_depend_on_the_batch(checkpoints, task)
     assert [values == pytest.approx(expected, abs=1e-5) for values, expected in zip(together, alone, strict=True)]
 
 
+@pytest.mark.parametrize("config", [{"num_labels": 1}, {"problem_type": "multi_label_classification"}], ids=str)
+def test_sigmoid_scores_do_not_depend_on_the_batch(tmp_path, config):
+    texts = random_texts(70)
+    classifier = TextClassifier(saved(tmp_path, TASKS[TextClassifier], **config))
+    together = [result.scores for result in classifier(texts)]
+    assert together == ([result.scores for text in texts for result in classifier([text])])
+
+
 @each_task
 def test_a_pickled_pipeline_gives_the_same_results(checkpoints, task):
     pipeline, texts = task(checkpoints[task]), inputs_of(task, 5)
@@ -110,12 +118,18 @@ def failing_stream():
 
 
 @pytest.mark.parametrize(
-    ("texts", "error"), [(["ada", "was", "born", "ada " * 50], ValueError), (failing_stream(), OSError)], ids=str
+    ("texts", "error", "says"),
+    [
+        (lambda: ["ada", "was", "born", "ada " * 50], ValueError, "text 4: it has 52 tokens"),
+        (failing_stream, OSError, "the disk is gone"),
+    ],
+    ids=["a long text", "a stream"],
 )
-def test_what_comes_before_an_error_has_results(checkpoints, texts, error):
-    results = TextClassifier(checkpoints[TextClassifier])(texts)
+@pytest.mark.parametrize("batch_tokens", [3, 6, 1024])
+def test_what_comes_before_an_error_has_results(checkpoints, texts, error, says, batch_tokens):
+    results = TextClassifier(checkpoints[TextClassifier], batch_tokens=batch_tokens)(texts())
     assert len(list(itertools.islice(results, 3))) == 3
-    with pytest.raises(error):
+    with pytest.raises(error, match=says):
         next(results)
 
 
@@ -302,8 +316,8 @@ def test_a_long_text_is_cut_where_asked_for_and_the_log_says_so(checkpoints, cap
         (QuestionAnswerer, {}, ["ab"], r"text 1: expected a pair \(question, context\), got str 'ab'"),
         (QuestionAnswerer, {}, [{"question": "a", "context": "b"}], r"text 1: expected a pair .* got dict"),
         (QuestionAnswerer, {}, [("a",)], r"text 1: expected a pair .* got tuple"),
-        (TextClassifier, {}, ["ada", "\u200b\ufeff"], "text 2: there is nothing in it but"),
-        (TextClassifier, {"max_length": 0}, [], "max_length must be at least 1, got 0"),
+        (TextClassifier, {}, ["ada", "\u200b\ufeff"], "text 2: there is no text in it"),
+        (TextClassifier, {"max_length": 0}, [], "max_length must be at least 3, got 0"),
         (QuestionAnswerer, {}, [("ada " * 45, "ada")], "text 1: the question leaves no room .* window of 48 tokens"),
         (Embedder, {"pooling": "max"}, [], "pooling must be 'mean' or 'cls', got 'max'"),
     ],
