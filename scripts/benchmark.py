@@ -9,7 +9,7 @@ large matrix product in the same round. "alone or in the batch" is the largest d
 it runs alone and when it runs in the batch.
 
     pip install "minibert[bench]"
-    python scripts/benchmark.py                                        # all systems and batches: 40 minutes
+    python scripts/benchmark.py                                        # all systems and batches: 45 minutes
     python scripts/benchmark.py --batches D F --rounds 3 --systems packed transformers-sdpa ctranslate2
     python scripts/benchmark.py --lengths lengths.txt --json results.json --plot results.svg
     python scripts/benchmark.py --show results.json --plot results.svg # again, without measuring
@@ -407,6 +407,7 @@ def save_plot(results: Results, path: Path) -> None:
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
     for axes, order, places in zip(panels, (BY_PADDING, BY_SIZE), (padding, sizes), strict=True):
         drawn = [batch for batch in order if batch in batches]
+        axes.set_prop_cycle(color=["black", *map(pyplot.colormaps["tab20"], range(20))])
         for name, system in systems.items():
             if name != SPEED_OF_LIGHT:
                 paired = [ratios(system["seconds"][b], systems["packed"]["seconds"][b]) for b in drawn]
@@ -474,6 +475,19 @@ def time_throughput(folder: Path, count: int, rounds: int) -> None:
     print(f"minibert / transformers: {summary(ratios(speeds['minibert'], speeds['transformers']))}")
 
 
+def print_profile(folder: Path, batch: str, threads: int) -> None:
+    """Print where the time of `packed` goes in a batch, operator by operator."""
+    torch.set_num_threads(threads)
+    run, (ids, mask) = packed(folder), make_batch(BATCHES[batch])
+    for _ in range(5):
+        run(ids, mask)
+    with torch.profiler.profile() as profiler:
+        for _ in range(10):
+            run(ids, mask)
+    print(f"\n{batch}, 10 runs of packed")
+    print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=10, max_name_column_width=40))
+
+
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -485,6 +499,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write all measurements here")
     parser.add_argument("--show", type=Path, metavar="JSON", help="show what an earlier run wrote, and measure nothing")
     parser.add_argument("--plot", type=Path, help="write a picture here (needs matplotlib)")
+    parser.add_argument(
+        "--profile", nargs="*", choices=BATCHES, default=[], metavar="BATCH", help="also show where packed's time goes"
+    )
     parser.add_argument("--start-up", action="store_true", help="also time cold processes")
     parser.add_argument("--throughput", type=int, nargs="?", const=2000, help="also time a corpus of sentences")
     args = parser.parse_args()
@@ -510,6 +527,8 @@ def main() -> None:
             if args.json:
                 args.json.write_text(json.dumps(results, indent=1))
             show(results, args.plot)
+        for batch in args.profile:
+            print_profile(folder, batch, args.threads)
         if args.start_up:
             time_start_up(folder, args.rounds)
         if args.throughput:

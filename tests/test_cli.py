@@ -76,6 +76,13 @@ def test_sentences_of_one_length_are_padded_further_and_the_shortest_is_followed
     assert json.loads(out)["subject"] == 1
 
 
+def test_the_walk_takes_sentences_from_standard_input(checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a nice day but not today\na day\n")))
+    from_input = run(capsys, "walk", "-", "--model", checkpoint)
+    assert from_input == run(capsys, "walk", "a nice day but not today", "a day", "--model", checkpoint)
+    assert from_input[0] == 0
+
+
 @pytest.mark.parametrize("texts", ["a nice day", []])
 def test_the_walk_takes_a_list_of_sentences(checkpoint, texts):
     with pytest.raises(ValueError, match="takes a list of at least one sentence"):

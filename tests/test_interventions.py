@@ -113,6 +113,8 @@ def test_batches_that_do_not_line_up_are_refused():
         patch(each, inputs, other, "head", lambda output: output.logits[0, 0])
     with pytest.raises(ValueError, match="the corrupt batch needs an attention_mask"):
         patch(each, inputs, {"input_ids": inputs["input_ids"]}, "head", lambda output: output.logits[0, 0])
+    with pytest.raises(ValueError, match=r"nothing to restore: the metric of both runs is 2\.0000"):
+        patch(each, inputs, inputs, "head", lambda output: torch.tensor(2.0))
     with pytest.raises(ValueError, match="'position' or 'head', got 'neuron'"):
         patch(each, inputs, inputs, "neuron", lambda output: output.logits[0, 0])
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .. import DEMO
-from ..arguments import add_common_options, refuse_empty
+from ..arguments import add_common_options, read_texts
 from ..checkpoint import CheckpointFiles
 from ..heads import DistilBertForSequenceClassification
 from ..tokenizer import DistilBertTokenizer
@@ -174,7 +174,8 @@ def run_compare(options: argparse.Namespace) -> int:
 
 def add_sentences(command: argparse.ArgumentParser) -> None:
     """Add the sentences that a command works on."""
-    command.add_argument("texts", nargs="*", metavar="TEXT", help="sentences, in place of the walk's two")
+    help_text = "sentences, in place of the walk's two, or - for one a line on standard input"
+    command.add_argument("texts", nargs="*", metavar="TEXT", help=help_text)
 
 
 def numbers(text: str) -> list[int]:
@@ -186,10 +187,9 @@ def sentences(options: argparse.Namespace) -> list[str]:
     """Return the sentences to work on.
 
     Raises:
-        ValueError: one of them is empty.
+        ValueError: see `read_texts`.
     """
-    named = ((f"text {number}", text) for number, text in enumerate(options.texts, 1))
-    return [text for _, text in refuse_empty(named)] or list(SENTENCES)
+    return list(read_texts(options)) if options.texts else list(SENTENCES)
 
 
 def show(options: argparse.Namespace, reports: dict[str, Report]) -> None:

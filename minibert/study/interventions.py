@@ -108,7 +108,7 @@ def patch(
         metric: from the model's output to a scalar, for instance `lambda output: output.logits[0, 1]`.
 
     Raises:
-        ValueError: rows that do not line up; other points.
+        ValueError: rows that do not line up; other points; a metric that is the same in both runs.
 
     Source: Meng et al. 2022, section 2 (causal tracing); Vig et al. 2020.
     """
@@ -135,6 +135,9 @@ def patch(
 
     with capture(model, *names) as source:
         clean_metric = metric(model(**clean)).item()
+    corrupt_metric = metric(model(**corrupt)).item()
+    if clean_metric == corrupt_metric:
+        raise ValueError(f"there is nothing to restore: the metric of both runs is {clean_metric:.4f}")
 
     def patched_metric(name: str, index: int) -> float:
         def replace(value: Tensor) -> Tensor:
@@ -150,7 +153,7 @@ def patch(
 
     patched = torch.tensor([[patched_metric(name, index) for index in range(width)] for name in names])
     axes = ("layer", "head") if points == "head" else ("hidden state", "position")
-    return Patching(axes, clean_metric, metric(model(**corrupt)).item(), patched)
+    return Patching(axes, clean_metric, corrupt_metric, patched)
 
 
 def _layer(model: PreTrainedModel, layer: int) -> str:
