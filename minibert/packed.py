@@ -97,8 +97,8 @@ class PackedModel:
     def batch_invariant(self) -> bool:
         """Whether a text gets the same bits alone and in any batch, order and padding, with any number of threads.
 
-        It needs prepared linear layers, which are tried out on this machine, several heads (for one query of one head
-        torch's attention takes another path), and sizes that fill vector registers.
+        It needs prepared linear layers, which are tried out on this machine, oneDNN (torch's default), several heads
+        (for one query of one head torch's attention takes another path), and sizes that fill vector registers.
         """
         uneven = self.config.dim % kernels.BLOCK or self.config.hidden_dim % kernels.BLOCK
         return not uneven and self.config.n_heads > 1 and kernels.rows_are_independent(self.model)
