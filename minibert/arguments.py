@@ -31,11 +31,10 @@ def read_texts(options: argparse.Namespace) -> Iterator[str]:
     Raises:
         ValueError: no source of texts, or two; while reading, a text that is empty or not UTF-8.
     """
-    file = getattr(options, "file", None)  # some commands have none
-    if (file is not None) == bool(options.texts):
+    if (options.file is not None) == bool(options.texts):
         raise ValueError("give texts, or --file FILE, or - for standard input")
-    if file is not None or options.texts == ["-"]:
-        named = read_lines(file)
+    if options.file is not None or options.texts == ["-"]:
+        named = read_lines(options.file)
     else:
         named = ((f"text {number}", text) for number, text in enumerate(options.texts, 1))
     return (text for _, text in refuse_empty(named))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .pretrained import PreTrainedModel
 
+X86 = platform.machine() in ("x86_64", "AMD64")
 BLOCK = 16  # float32 numbers in a vector register of AVX-512
 MOST_THREADS = 8  # a layout made for 16 adds up in another order where the number of rows is another
 
@@ -40,8 +41,7 @@ class MklLinear(nn.Module):
     @staticmethod
     def is_available() -> bool:
         """Whether torch has MKL, and the private operators used here."""
-        x86 = platform.machine() in ("x86_64", "AMD64")
-        return x86 and torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
+        return X86 and torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) -> (…, out), float32."""
@@ -69,9 +69,8 @@ class Int8Linear(nn.Module):
     @staticmethod
     def is_available() -> bool:
         """Whether the CPU multiplies int8 exactly (VNNI), and torch has the operators used here."""
-        x86 = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
         known = hasattr(torch.ops.onednn, "qlinear_prepack") and hasattr(torch.cpu, "_is_vnni_supported")  # private
-        return x86 and known and torch.cpu._is_vnni_supported()
+        return X86 and torch.backends.mkldnn.is_available() and known and torch.cpu._is_vnni_supported()
 
     def forward(self, x: "Tensor | Int8Rows") -> Tensor:
         """(…, in) -> (…, out), float32."""

@@ -201,7 +201,7 @@ class Layout:
         lengths, self.order = real.sum(1).sort(stable=True)  # (B,) each
         slots = torch.arange(real.numel(), device=real.device).view(real.shape)
         self.slots = slots[self.order][real[self.order]]  # (T,) of each packed token in the padded batch
-        self.bounds = F.pad(lengths.cumsum(0), (1, 0))  # (B + 1,) first packed token of each sorted row, and T
+        self.bounds = F.pad(lengths.cumsum(0), (1, 0)).int()  # (B + 1,) first packed token of each sorted row, and T
         self.first = self.bounds[:-1]
         self.groups = [(len(list(rows)), length) for length, rows in groupby(lengths.tolist())]  # (rows, length)
 
@@ -233,8 +233,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, n_heads: int) -> Ten
     one_query = len(q) < len(k)
     if varlen := kernels.varlen_attention(q):
         longest = layout.groups[-1][1]
-        bounds = torch.arange(len(q) + 1, device=q.device) if one_query else layout.bounds
-        return varlen(q, k, v, bounds.int(), layout.bounds.int(), 1 if one_query else longest, longest).flatten(1)
+        bounds = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device) if one_query else layout.bounds
+        return varlen(q, k, v, bounds, layout.bounds, 1 if one_query else longest, longest).flatten(1)
     key_sizes = [rows * length for rows, length in layout.groups]
     query_sizes = [rows for rows, _ in layout.groups] if one_query else key_sizes
     contexts = []

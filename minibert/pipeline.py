@@ -16,10 +16,10 @@ refused, or with `truncation=True` cut, which the logger "minibert" reports text
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import chain, groupby, islice
-from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ logger = logging.getLogger(__package__)
 
 Input = TypeVar("Input")
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 @dataclass(eq=False)
@@ -113,34 +114,18 @@ class Pipeline(ABC, Generic[Input, Result]):
         """
         if isinstance(texts, str):
             raise TypeError("expected an iterable of texts, got one str: pass [text]")
-        return (result for portion in self._portions(texts) for result in self._run_portion(portion))
+        portions = plan_batches(self._encode_all(texts), self.batch_tokens, count_tokens)
+        return (result for portion in portions for result in self._run_portion(portion))
 
-    def _portions(self, texts: Iterable[Input]) -> Iterator[list[tuple[Input, BatchEncoding]]]:
-        """Give so many texts at a time as make a batch, or one that makes several."""
-        portion: list[tuple[Input, BatchEncoding]] = []
-        n_tokens = 0
-        try:
-            for number, text in enumerate(texts, 1):
-                encoding = self._encode_numbered(number, text)
-                size = sum(map(len, encoding.input_ids))
-                if portion and n_tokens + size > self.batch_tokens:
-                    yield portion
-                    portion, n_tokens = [], 0
-                portion.append((text, encoding))
-                n_tokens += size
-        except Exception:  # whatever ends the texts, those before it have results
-            yield portion
-            raise
-        yield portion
-
-    def _encode_numbered(self, number: int, text: Input) -> BatchEncoding:
-        try:
-            encoding = self.encode(text)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"text {number}: {error}") from None
-        if max(map(len, encoding.input_ids)) <= 2:
-            raise ValueError(f"text {number}: there is no text in it")
-        return encoding
+    def _encode_all(self, texts: Iterable[Input]) -> Iterator[tuple[Input, BatchEncoding]]:
+        for number, text in enumerate(texts, 1):
+            try:
+                encoding = self.encode(text)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"text {number}: {error}") from None
+            if max(map(len, encoding.input_ids)) <= 2:
+                raise ValueError(f"text {number}: there is no text in it")
+            yield text, encoding
 
     def _run_portion(self, portion: list[tuple[Input, BatchEncoding]]) -> Iterator[Result]:
         rows = [ids for _, encoding in portion for ids in encoding.input_ids]
@@ -171,18 +156,33 @@ class Pipeline(ABC, Generic[Input, Result]):
         return self.tokenizer([text], truncation=True, max_length=self.max_length)
 
 
-def plan_batches(rows: Iterable[list[int]], budget: int) -> Iterator[list[list[int]]]:
-    """Split rows, in order, into batches of at most `budget` tokens; a row that is longer makes a batch alone."""
-    batch: list[list[int]] = []
+def plan_batches(items: Iterable[Item], budget: int, size: Callable[[Any], int] = len) -> Iterator[list[Item]]:
+    """Split items, in order, into batches of at most `budget` tokens; a larger item makes a batch alone.
+
+    Args:
+        items: any iterable. If it ends in an error, those before it still make a batch.
+        budget: tokens.
+        size: of an item, in tokens.
+    """
+    batch: list[Item] = []
     n_tokens = 0
-    for row in rows:
-        if batch and n_tokens + len(row) > budget:
-            yield batch
-            batch, n_tokens = [], 0
-        batch.append(row)
-        n_tokens += len(row)
+    try:
+        for item in items:
+            if batch and n_tokens + size(item) > budget:
+                yield batch
+                batch, n_tokens = [], 0
+            batch.append(item)
+            n_tokens += size(item)
+    except Exception:
+        yield batch
+        raise
     if batch:
         yield batch
+
+
+def count_tokens(encoded: tuple[Any, BatchEncoding]) -> int:
+    """Count the tokens in all rows of an encoded text."""
+    return sum(map(len, encoded[1].input_ids))
 
 
 def check_at_least(least: int, name: str, value: int) -> None:
@@ -321,9 +321,6 @@ class TokenClassifier(Pipeline[str, list[Entity]]):
         names = self.model.config.id2label
         tokens = [(word_id, Word(names[label], score, *offsets)) for word_id, offsets, label, score in columns]
         return tokens[1:-1]  # without [CLS] and [SEP]
-
-
-Item = TypeVar("Item")
 
 
 def stitch(windows: Sequence[Sequence[Item]], overlap: int) -> list[Item]:

@@ -249,6 +249,11 @@ def make_batch(lengths: list[int]) -> tuple[Tensor, Tensor]:
     return ids * mask, mask
 
 
+def padding_ratio(lengths: list[int]) -> float:
+    """Slots of the padded batch over its real tokens."""
+    return len(lengths) * max(lengths) / sum(lengths)
+
+
 def flops(lengths: list[int]) -> float:
     """Count the multiplications and additions that the real tokens need, in linear layers and attention."""
     linear = 2 * sum(lengths) * (4 * CONFIG.dim**2 + 2 * CONFIG.dim * CONFIG.hidden_dim)
@@ -379,8 +384,7 @@ def report(results: Results) -> None:
     systems = dict(results["systems"])
     light, packed_seconds = systems.pop(SPEED_OF_LIGHT, None), systems.get("packed", {}).get("seconds")
     for batch, lengths in results["batches"].items():
-        slots = len(lengths) * max(lengths)
-        print(f"\n{batch}: {len(lengths)} x {max(lengths)}, padded / real tokens {slots / sum(lengths):.2f}")
+        print(f"\n{batch}: {len(lengths)} x {max(lengths)}, padded / real tokens {padding_ratio(lengths):.2f}")
         if light:
             speed = [2 * 2048**3 / seconds for seconds in light["seconds"][batch]]
             print(f"{SPEED_OF_LIGHT}: {statistics.median(speed) / 1e9:.0f} GFLOP/s")
@@ -402,8 +406,8 @@ def save_plot(results: Results, path: Path) -> None:
     from matplotlib import pyplot
 
     batches, systems = results["batches"], results["systems"]
-    padding = {batch: len(lengths) * max(lengths) / sum(lengths) for batch, lengths in batches.items()}
-    sizes = {batch: len(lengths) for batch, lengths in batches.items()}
+    padding: dict[str, float] = {batch: padding_ratio(lengths) for batch, lengths in batches.items()}
+    sizes: dict[str, float] = {batch: len(lengths) for batch, lengths in batches.items()}
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
     for axes, order, places in zip(panels, (BY_PADDING, BY_SIZE), (padding, sizes), strict=True):
         drawn = [batch for batch in order if batch in batches]
@@ -416,7 +420,8 @@ def save_plot(results: Results, path: Path) -> None:
     panels[0].set(xlabel="padded tokens / real tokens", ylabel="time / time of packed", yscale="log")
     panels[0].set_yticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
     panels[1].set(xlabel="texts in the batch, lengths like F's", xscale="log")
-    panels[1].set_xticks([sizes[b] for b in BY_SIZE if b in sizes], [str(sizes[b]) for b in BY_SIZE if b in sizes])
+    ticks = [sizes[batch] for batch in BY_SIZE if batch in sizes]
+    panels[1].set_xticks(ticks, list(map(str, ticks)))
     panels[1].minorticks_off()
     panels[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, bbox_inches="tight")

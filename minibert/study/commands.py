@@ -176,6 +176,7 @@ def add_sentences(command: argparse.ArgumentParser) -> None:
     """Add the sentences that a command works on."""
     help_text = "sentences, in place of the walk's two, or - for one a line on standard input"
     command.add_argument("texts", nargs="*", metavar="TEXT", help=help_text)
+    command.set_defaults(file=None)  # what read_texts looks for
 
 
 def numbers(text: str) -> list[int]:

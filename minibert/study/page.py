@@ -124,8 +124,7 @@ def encode(
         batch = tokenizer(texts, pairs, padding=True, return_tensors="pt")
     else:
         batch = tokenizer(texts, pairs, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-    device = next(model.parameters()).device
-    return {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+    return {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
 
 
 def _runs(
