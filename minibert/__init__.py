@@ -18,6 +18,7 @@ from .model import DistilBertModel
 from .packed import pack
 from .tokenizer import DistilBertTokenizer
 
+__version__ = "0.1.0"
 DEMO = Path(__file__).with_name("demo")  # the folder of the small trained checkpoint that ships with the package
 
 __all__ = [

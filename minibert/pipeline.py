@@ -27,7 +27,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .checkpoint import CheckpointFiles
 from .config import DistilBertConfig
-from .encoding import BatchEncoding
 from .heads import (
     DistilBertForMaskedLM,
     DistilBertForQuestionAnswering,
@@ -37,7 +36,7 @@ from .heads import (
 from .model import DistilBertModel
 from .packed import PackedModel, pack
 from .pretrained import PreTrainedModel
-from .tokenizer import DistilBertTokenizer
+from .tokenizer import BatchEncoding, DistilBertTokenizer
 
 OVERLAP = 128  # tokens that two neighbouring rows of a long text share, if so many fit
 

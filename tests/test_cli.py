@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minibert import cli
-from minibert.study import commands
+from minibert.cli import study
 from minibert.study.walk import SENTENCES, walk
 
 from .command_line import OFFICIAL, load, run
@@ -101,7 +101,7 @@ def test_the_official_checkpoint_is_held_against_the_published_logits(checkpoint
     assert "They do NOT agree to 4 decimals." in out
     own = walk(*load(checkpoint)).logits
     published = {run: [[round(x, 4) for x in row] for row in logits.tolist()] for run, logits in own.items()}
-    monkeypatch.setitem(commands.PUBLISHED, OFFICIAL, published)
+    monkeypatch.setitem(study.PUBLISHED, OFFICIAL, published)
     status, out, _ = run(capsys, "--model", checkpoint)
     assert status == 0
     assert out.endswith("They agree to 4 decimals.\n")
@@ -215,7 +215,7 @@ def test_an_interrupt_ends_quietly(checkpoint, capsys, monkeypatch):
     def interrupt(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "run_walk", interrupt)
+    monkeypatch.setattr(study, "run_walk", interrupt)
     assert run(capsys, "walk", "--model", checkpoint) == (130, "", "")
 
 

@@ -13,7 +13,7 @@ import torch
 import minibert
 from minibert.study import ablate_heads, attention_figure, attention_page, capture, edit
 from minibert.study.page import LIMIT
-from minibert.wordpiece import AddedToken
+from minibert.tokenizer.wordpiece import AddedToken
 
 from .command_line import WORDS, load, run
 from .models import model

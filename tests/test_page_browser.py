@@ -17,7 +17,7 @@ import minibert
 from minibert import DEMO
 from minibert.study import ablate_heads, attention_page, capture, edit
 from minibert.study.walk import SENTENCES
-from minibert.wordpiece import AddedToken
+from minibert.tokenizer.wordpiece import AddedToken
 
 from .command_line import load
 from .models import model as random_model

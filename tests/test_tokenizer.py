@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from minibert import DistilBertTokenizer
-from minibert._unicode import LazyTable, decompose, lower
-from minibert.wordpiece import AddedToken
+from minibert.tokenizer.unicode_tables import LazyTable, decompose, lower
+from minibert.tokenizer.wordpiece import AddedToken
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]"]
 

@@ -7,9 +7,9 @@ import warnings
 import pytest
 
 from minibert import DistilBertTokenizer
-from minibert._unicode import DROPPED, MARKS, NEWER, WHITE_SPACE, decompose
-from minibert.encoding import kept_lengths
-from minibert.wordpiece import AddedToken
+from minibert.tokenizer.encoding import kept_lengths
+from minibert.tokenizer.unicode_tables import DROPPED, MARKS, NEWER, WHITE_SPACE, decompose
+from minibert.tokenizer.wordpiece import AddedToken
 
 from .test_tokenizer import VOCAB, WORDS
 

@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ._unicode import CJK, DROPPED, MARKS, PRIVATE_USE, PUNCTUATION, WHITE_SPACE, LazyTable, decompose, lower
+from .unicode_tables import CJK, DROPPED, MARKS, PRIVATE_USE, PUNCTUATION, WHITE_SPACE, LazyTable, decompose, lower
 
 MAX_WORD_CHARS = 100  # a longer word is [UNK], whatever its pieces
 

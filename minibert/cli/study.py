@@ -9,17 +9,17 @@ from typing import Any
 import torch
 
 from .. import DEMO
-from ..arguments import add_common_options, read_texts
 from ..checkpoint import CheckpointFiles
 from ..heads import DistilBertForSequenceClassification
+from ..study.compare import compare_checkpoint, load_checkpoint
+from ..study.masks import check_pad_invariance, compare_masks, renormalisation
+from ..study.padding import left_padding, pad_mass, padding_cost, padding_drift, precision_ladder
+from ..study.page import attention_page
+from ..study.report import Report, plain, table
+from ..study.trace import trace
+from ..study.walk import SENTENCES, walk
 from ..tokenizer import DistilBertTokenizer
-from .compare import compare_checkpoint, load_checkpoint
-from .masks import check_pad_invariance, compare_masks, renormalisation
-from .padding import left_padding, pad_mass, padding_cost, padding_drift, precision_ladder
-from .page import attention_page
-from .report import Report, plain, table
-from .trace import trace
-from .walk import SENTENCES, walk
+from .arguments import read_texts
 
 # The logits of SENTENCES in the order of walk.RUNS, as the note that this project grew from prints them.
 PUBLISHED = {
@@ -30,49 +30,6 @@ PUBLISHED = {
         "padded, mask": [[-4.3232, 4.6906], [3.9803, -3.2120]],
     }
 }
-
-
-def add_study_commands(commands: Any) -> None:
-    """Add the commands to a parser's subparsers; each sets `command`, a function of the parsed options."""
-    command = commands.add_parser(
-        "walk", help="what padding does to a sentence, and how the mask undoes it (the default)"
-    )
-    add_sentences(command)
-    command.set_defaults(command=run_walk)
-    add_common_options(command)
-
-    command = commands.add_parser("trace", help="every value of one forward pass, in order, and one query in full")
-    add_sentences(command)
-    for name in ("layer", "head", "row", "query"):
-        command.add_argument(f"--{name}", type=int, default=0, metavar="N", help=f"the {name} to look into; default: 0")
-    command.set_defaults(command=run_trace)
-    add_common_options(command)
-
-    command = commands.add_parser("view", help="attention as an HTML page, with the mask and without")
-    add_sentences(command)
-    command.add_argument("-o", "--out", type=Path, default=Path("attention.html"), metavar="FILE", help="the page")
-    command.add_argument("--length", type=int, metavar="N", help="pad or cut to so many tokens; default: pad")
-    command.add_argument("--layers", type=numbers, metavar="N,N", help="only these layers, such as 0,5")
-    command.add_argument("--heads", type=numbers, metavar="N,N", help="only these heads of each")
-    command.set_defaults(command=run_view)
-    add_common_options(command)
-
-    command = commands.add_parser("padding", help="what padding takes, moves and costs, with the mask and without")
-    add_sentences(command)
-    command.set_defaults(command=run_padding)
-    add_common_options(command)
-
-    command = commands.add_parser("masks", help="the ways to mask, beside one another, in four dtypes")
-    command.add_argument("--json", action="store_true", help="print JSON")
-    command.set_defaults(command=run_masks, model="")
-
-    command = commands.add_parser(
-        "compare", help="this model against transformers and against the oracle, step by step"
-    )
-    command.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="the same as --model")
-    command.add_argument("--against", choices=("transformers", "oracle"), help="only this one; default: both")
-    command.set_defaults(command=run_compare)
-    add_common_options(command)
 
 
 def load(options: argparse.Namespace) -> tuple[Any, DistilBertTokenizer]:
@@ -170,18 +127,6 @@ def run_compare(options: argparse.Namespace) -> int:
     result = compare_checkpoint(options.checkpoint or options.model, revision=options.revision, against=against)
     show(options, {"compare": result})
     return 0 if result.ok else 1
-
-
-def add_sentences(command: argparse.ArgumentParser) -> None:
-    """Add the sentences that a command works on."""
-    help_text = "sentences, in place of the walk's two, or - for one a line on standard input"
-    command.add_argument("texts", nargs="*", metavar="TEXT", help=help_text)
-    command.set_defaults(file=None)  # what read_texts looks for
-
-
-def numbers(text: str) -> list[int]:
-    """Read numbers with commas between them."""
-    return [int(number) for number in text.split(",")]
 
 
 def sentences(options: argparse.Namespace) -> list[str]:

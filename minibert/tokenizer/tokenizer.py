@@ -14,9 +14,9 @@ from typing import Any, Self, overload
 import numpy as np
 import torch
 
-from .checkpoint import CheckpointFiles
+from ..checkpoint import CheckpointFiles
 from .encoding import BatchEncoding, Row, Text, as_batch, pad, truncate
-from .tokenizer_files import read_tokenizer, write_tokenizer
+from .files import read_tokenizer, write_tokenizer
 from .wordpiece import AddedToken, WordPiece
 
 SIDES = ("right", "left")

@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import CheckpointFiles, to_json, write_atomically
+from ..checkpoint import CheckpointFiles, to_json, write_atomically
 from .wordpiece import AddedToken
 
 NO_LIMIT = 10**9  # where the model's limit is unknown, transformers writes a model_max_length of 10**30

@@ -1,0 +1,176 @@
+"""What the commands take: their options, a checkpoint, and texts from the arguments, a file or standard input."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .. import DEMO, __version__
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; each sets `command`, the module and function of this package that run it."""
+    parser = argparse.ArgumentParser(prog="minibert", description="DistilBERT by hand: run it and look inside.")
+    parser.add_argument("--version", action="version", version=f"minibert {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_study_commands(commands)
+
+    command = commands.add_parser("classify", help="label texts")
+    command.set_defaults(command="texts.run_classify")
+    add_text_options(command, truncate=True)
+    add_common_options(command)
+
+    command = commands.add_parser("tag", help="find names and the like in texts, long ones in overlapping windows")
+    command.set_defaults(command="texts.run_tag")
+    add_text_options(command)
+    add_common_options(command, example="dslim/distilbert-NER")
+
+    command = commands.add_parser("fill", help="the likeliest tokens for each [MASK] in texts")
+    command.add_argument("--top-k", type=int, default=5, metavar="K", help="how many tokens; default: 5")
+    command.set_defaults(command="texts.run_fill")
+    add_text_options(command, truncate=True)
+    add_common_options(command, example="distilbert-base-uncased")
+
+    command = commands.add_parser("answer", help="the best answers to a question that stand in a text of any length")
+    command.add_argument("question", metavar="QUESTION")
+    command.add_argument("context", nargs="?", metavar="CONTEXT", help="the text, or - for all of standard input")
+    command.add_argument("--file", type=Path, help="a UTF-8 file that holds the text")
+    command.add_argument("--top-k", type=int, default=1, metavar="K", help="how many answers; default: 1")
+    command.add_argument("--max-answer-length", type=int, default=15, metavar="N", help="in tokens; default: 15")
+    command.add_argument("--no-answer", action="store_true", help="let there be none; for models trained so (SQuAD 2)")
+    command.set_defaults(command="texts.run_answer")
+    add_common_options(command, example="distilbert-base-cased-distilled-squad")
+
+    command = commands.add_parser("embed", help="a vector for each text")
+    command.add_argument(
+        "--pooling", choices=("mean", "cls"), default="mean", help="the mean over all tokens (the default), or [CLS]"
+    )
+    command.add_argument("--out", type=Path, metavar="FILE.npy", help="write one array (texts, dim), print nothing")
+    command.set_defaults(command="texts.run_embed")
+    add_text_options(command, truncate=True)
+    add_common_options(command)
+    return parser
+
+
+def add_study_commands(commands: Any) -> None:
+    """Add the commands that look inside to a parser's subparsers."""
+    command = commands.add_parser(
+        "walk", help="what padding does to a sentence, and how the mask undoes it (the default)"
+    )
+    add_sentences(command)
+    command.set_defaults(command="study.run_walk")
+    add_common_options(command)
+
+    command = commands.add_parser("trace", help="every value of one forward pass, in order, and one query in full")
+    add_sentences(command)
+    for name in ("layer", "head", "row", "query"):
+        command.add_argument(f"--{name}", type=int, default=0, metavar="N", help=f"the {name} to look into; default: 0")
+    command.set_defaults(command="study.run_trace")
+    add_common_options(command)
+
+    command = commands.add_parser("view", help="attention as an HTML page, with the mask and without")
+    add_sentences(command)
+    command.add_argument("-o", "--out", type=Path, default=Path("attention.html"), metavar="FILE", help="the page")
+    command.add_argument("--length", type=int, metavar="N", help="pad or cut to so many tokens; default: pad")
+    command.add_argument("--layers", type=numbers, metavar="N,N", help="only these layers, such as 0,5")
+    command.add_argument("--heads", type=numbers, metavar="N,N", help="only these heads of each")
+    command.set_defaults(command="study.run_view")
+    add_common_options(command)
+
+    command = commands.add_parser("padding", help="what padding takes, moves and costs, with the mask and without")
+    add_sentences(command)
+    command.set_defaults(command="study.run_padding")
+    add_common_options(command)
+
+    command = commands.add_parser("masks", help="the ways to mask, beside one another, in four dtypes")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(command="study.run_masks", model="")
+
+    command = commands.add_parser(
+        "compare", help="this model against transformers and against the oracle, step by step"
+    )
+    command.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="the same as --model")
+    command.add_argument("--against", choices=("transformers", "oracle"), help="only this one; default: both")
+    command.set_defaults(command="study.run_compare")
+    add_common_options(command)
+
+
+def add_sentences(command: argparse.ArgumentParser) -> None:
+    """Add the sentences that a command works on."""
+    help_text = "sentences, in place of the walk's two, or - for one a line on standard input"
+    command.add_argument("texts", nargs="*", metavar="TEXT", help=help_text)
+    command.set_defaults(file=None)  # what read_texts looks for
+
+
+def numbers(text: str) -> list[int]:
+    """Read numbers with commas between them."""
+    return [int(number) for number in text.split(",")]
+
+
+def add_text_options(command: argparse.ArgumentParser, truncate: bool = False) -> None:
+    """Add what says where texts come from, and for commands that can cut them, whether they may."""
+    command.add_argument("texts", nargs="*", metavar="TEXT", help="texts, or - for one a line on standard input")
+    command.add_argument("--file", type=Path, help="a UTF-8 file with one text a line")
+    if truncate:
+        command.add_argument("--truncate", action="store_true", help="cut texts that are too long for the model")
+
+
+def add_common_options(command: argparse.ArgumentParser, example: str | None = None) -> None:
+    """Add what every command takes; one that the demo's head is not for has an example in place of a default."""
+    default = "default: the demo" if example is None else f"such as {example}"
+    command.add_argument("--model", help=f"a folder, or a name on the Hugging Face Hub; {default}")
+    command.add_argument("--revision", help="branch, tag or commit on the Hub")
+    command.add_argument("--json", action="store_true", help="print JSON, one object a line")
+    command.set_defaults(model=DEMO if example is None else None, example=example)
+
+
+def read_texts(options: argparse.Namespace) -> Iterator[str]:
+    """Give each text, from the arguments or line by line from a file.
+
+    Raises:
+        ValueError: no source of texts, or two; while reading, a text that is empty or not UTF-8.
+    """
+    if (options.file is not None) == bool(options.texts):
+        raise ValueError("give texts, or --file FILE, or - for standard input")
+    if options.file is not None or options.texts == ["-"]:
+        named = read_lines(options.file)
+    else:
+        named = ((f"text {number}", text) for number, text in enumerate(options.texts, 1))
+    return (text for _, text in refuse_empty(named))
+
+
+def read_context(options: argparse.Namespace) -> str:
+    """Return the text to find answers in, from the arguments or all of a file.
+
+    Raises:
+        ValueError: no source for it, or two; not UTF-8.
+    """
+    if (options.context is None) == (options.file is None):
+        raise ValueError("give a context, or --file FILE, or - for standard input")
+    if options.context not in (None, "-"):
+        return options.context
+    return "\n".join(line for _, line in read_lines(options.file))
+
+
+def refuse_empty(named: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Pass texts on with their names, up to an empty one."""
+    for name, text in named:
+        if not text.strip():
+            raise ValueError(f"{name} is empty")
+        yield name, text
+
+
+def read_lines(path: Path | None) -> Iterator[tuple[str, str]]:
+    """Give each line of a UTF-8 file, or of standard input, with a name for it; show progress on a terminal."""
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # slow to import: only long inputs need it
+
+    with sys.stdin.buffer if path is None else path.open("rb") as file:
+        # disable=None: silent unless it writes to a terminal
+        lines = tqdm(file, unit=" texts", disable=None)  # type: ignore[no-untyped-call]
+        for number, line in enumerate(lines, 1):
+            where = f"{'standard input' if path is None else path}, line {number},"
+            try:
+                yield where, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{where} is not UTF-8 ({error.reason})") from None

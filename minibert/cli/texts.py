@@ -1,0 +1,89 @@
+"""The commands that run a pipeline over texts: classify, tag, fill, answer, embed."""
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator
+from itertools import tee
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..pipeline import Embedder, MaskFiller, Pipeline, QuestionAnswerer, TextClassifier, TokenClassifier
+from .arguments import read_context, read_texts, refuse_empty
+
+Result = TypeVar("Result")
+
+
+def run_classify(options: argparse.Namespace) -> int:
+    """Print a label and its score for each text, a line each, as soon as its batches are done."""
+    texts = read_texts(options)
+    classifier = TextClassifier(options.model, revision=options.revision, truncation=options.truncate)
+    for text, best in with_results(texts, classifier):
+        record = {"text": text, "label": best.label, "score": best.score}
+        show(options, record, [f"{best.label}\t{best.score:.4f}\t{text}"])
+    return 0
+
+
+def run_tag(options: argparse.Namespace) -> int:
+    """Print each text and its entities, a line each."""
+    texts = read_texts(options)
+    tagger = TokenClassifier(options.model, revision=options.revision)
+    for text, entities in with_results(texts, tagger):
+        lines = [f"  {entity.label}\t{entity.score:.4f}\t{entity.text}" for entity in entities]
+        show(options, {"text": text, "entities": entities}, [text, *lines])
+    return 0
+
+
+def run_fill(options: argparse.Namespace) -> int:
+    """Print each text and the likeliest tokens for each [MASK], a line each, with the number of the [MASK]."""
+    texts = read_texts(options)
+    filler = MaskFiller(options.model, revision=options.revision, top_k=options.top_k, truncation=options.truncate)
+    for text, masks in with_results(texts, filler):
+        lines = [f"  {i}\t{best.score:.4f}\t{best.token}" for i, ranked in enumerate(masks, 1) for best in ranked]
+        show(options, {"text": text, "masks": masks}, [text, *lines])
+    return 0
+
+
+def run_answer(options: argparse.Namespace) -> int:
+    """Print the best answers, a line each."""
+    named = [("the question", options.question), ("the context", read_context(options))]
+    question, context = (text for _, text in refuse_empty(named))
+    answerer = QuestionAnswerer(
+        options.model,
+        revision=options.revision,
+        top_k=options.top_k,
+        max_answer_length=options.max_answer_length,
+        handle_impossible_answer=options.no_answer,
+    )
+    (answers,) = answerer([(question, context)])
+    lines = [f"{answer.score:.4f}\t{answer.text or '(no answer)'}\t{answer.start}-{answer.end}" for answer in answers]
+    show(options, {"question": question, "answers": answers}, lines)
+    return 0
+
+
+def run_embed(options: argparse.Namespace) -> int:
+    """Print a vector for each text, a line each, or write all of them as one array."""
+    texts = read_texts(options)
+    if options.out is not None and (options.out.suffix != ".npy" or not options.out.parent.is_dir()):
+        raise ValueError(f"--out {options.out}: give a file that ends in .npy, in a folder that exists")
+    embedder = Embedder(options.model, revision=options.revision, pooling=options.pooling, truncation=options.truncate)
+    if options.out is not None:
+        vectors = [vector.numpy() for vector in embedder(texts)]
+        np.save(options.out, np.array(vectors, np.float32).reshape(-1, embedder.model.config.dim))
+        return 0
+    for text, vector in with_results(texts, embedder):
+        numbers = vector.tolist()
+        show(options, {"text": text, "embedding": numbers}, [" ".join(f"{x:.6g}" for x in numbers)])
+    return 0
+
+
+def with_results(texts: Iterator[str], pipeline: Pipeline[str, Result]) -> Iterator[tuple[str, Result]]:
+    """Give each text with its result."""
+    texts, copies = tee(texts)
+    # The result first: for it the pipeline reads ahead, and its text is then there without waiting for another.
+    return ((text, result) for result, text in zip(pipeline(copies), texts, strict=True))
+
+
+def show(options: argparse.Namespace, record: dict[str, Any], lines: Iterable[str]) -> None:
+    """Print a result, as JSON on one line or as lines to read."""
+    print(json.dumps(record, default=vars) if options.json else "\n".join(lines))
