@@ -1,13 +1,17 @@
 """What `pack` puts in place of a model's modules: linear layers prepared once for x86 CPUs, and a GELU in place.
 
-Both kinds of layers give a row the same bits whatever the number of rows beside it and of threads. `nn.Linear` does
-not: the order in which a matrix product adds up depends on its size.
+A matrix product may add up in another order when it has another number of rows, or when its operands lie elsewhere in
+memory. The last bits of a text's logits then depend on the other texts of its batch. The kernels here avoid that where
+it can be avoided; `trial.py` tries out on the machine at hand whether they do.
 """
 
 import copy
 import platform
-from collections.abc import Callable
-from typing import Any, NamedTuple, Self, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,26 +20,50 @@ from torch import Tensor, nn
 from .pretrained import PreTrainedModel
 
 X86 = platform.machine() in ("x86_64", "AMD64")
-BLOCK = 16  # float32 numbers in a vector register of AVX-512
-MOST_THREADS = 8  # a layout made for 16 adds up in another order where the number of rows is another
+LANES = 16  # float32 numbers in a vector register of AVX-512
+TYPICAL_ROWS = 512  # what a layout of weights is made for; any number of rows may come
+MOST_THREADS = 8  # a layout that MKL makes for 16 adds up in another order where the number of rows is another
 
 
-class MklLinear(nn.Module):
-    """Weights laid out once, not at each call, in the order in which MKL's matrix product reads them.
+class PreparedLinear(nn.Module, ABC):
+    """A linear layer whose weights were laid out, or quantized, once.
 
-    Rows do not depend on each other under two conditions, found by measuring: the layout is made for at most 8 threads
-    (it is fastest for as many as will run), and the width is a multiple of 16; zeros fill it up.
+    Args:
+        linear: the layer; float32, on the CPU.
     """
+
+    label: ClassVar[str]  # how print(pack(model)) calls this kind
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.width, self.n_inputs = linear.out_features, linear.in_features
-        missing = -self.width % BLOCK
+
+    @staticmethod
+    @abstractmethod
+    def is_available() -> bool:
+        """Whether torch has what this kind needs."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) -> (…, out), float32."""
+
+
+class MklLinear(PreparedLinear):
+    """Weights laid out once, not at each call, in the order in which MKL's matrix product reads them.
+
+    On Intel CPUs with AVX-512 a row does not depend on the others under two conditions, found by measuring: the layout
+    is made for at most 8 threads (it is fastest for as many as will run), and the width is a multiple of 16. Zeros fill
+    it up.
+    """
+
+    label = "weights prepacked for MKL"
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        missing = -self.width % LANES
         weight, self.bias = F.pad(linear.weight, (0, 0, 0, missing)), F.pad(linear.bias, (0, missing))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(min(threads, MOST_THREADS))
-        self.packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, 512)  # 512 rows are typical; any number may come
-        torch.set_num_threads(threads)
+        with threads(min(torch.get_num_threads(), MOST_THREADS)):
+            self.packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, TYPICAL_ROWS)
         self.shape_only = weight.new_empty(1).expand(weight.shape)  # nothing else is read of the weight itself
 
     @staticmethod
@@ -50,34 +78,60 @@ class MklLinear(nn.Module):
         return product if product.shape[-1] == self.width else product[..., : self.width]
 
 
-class Int8Linear(nn.Module):
-    """Numbers rounded to int8: each output channel's weights with a scale of their own, each row of x likewise.
+class OneDnnLinear(PreparedLinear):
+    """Weights laid out once in the order in which oneDNN's matrix product reads them.
 
-    Integers add up exactly in any order, and no row's scale depends on another row. On the demo checkpoint's 1,066
-    held-out texts no label changes, and a logit by 0.016 at most (`scripts/train_demo_model.py FOLDER --report`).
+    oneDNN runs a single row as a matrix-vector product. With AVX-512 and many inputs, that adds up in another order. So
+    a single row is run twice.
     """
 
+    label = "weights prepacked for oneDNN"
+
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.n_inputs = linear.in_features
+        super().__init__(linear)
+        self.bias = linear.bias.detach()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), TYPICAL_ROWS)
+
+    @staticmethod
+    def is_available() -> bool:
+        """Whether torch has oneDNN, and the private operators used here."""
+        known = hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        return X86 and has_onednn() and known
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) -> (…, out), float32."""
+        single = x.numel() == self.n_inputs
+        rows = x.reshape(1, -1).repeat(2, 1) if single else x
+        product = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "")
+        return product[0].view(*x.shape[:-1], -1) if single else product
+
+
+class Int8Linear(PreparedLinear):
+    """Weights and inputs quantized to int8: each output channel of the weights has its own scale, each row of x too.
+
+    Integers add up exactly in any order, and a row's scale does not depend on other rows. `scripts/train_demo_model.py
+    FOLDER --report` measures what quantization costs the demo checkpoint.
+    """
+
+    label = "int8"
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
         self.bias = linear.bias.clone()
-        self.scales = int8_scales(linear.weight)[:, 0]  # (out,)
+        self.scales = int8_scales(linear.weight, int8_limit())[:, 0]  # (out,)
         self.zeros = torch.zeros(len(self.scales), dtype=torch.long)
         weight = (linear.weight / self.scales[:, None]).round().to(torch.int8)
         self.packed = torch.ops.onednn.qlinear_prepack(weight, None)
 
     @staticmethod
     def is_available() -> bool:
-        """Whether the CPU multiplies int8 exactly (VNNI), and torch has the operators used here."""
-        known = hasattr(torch.ops.onednn, "qlinear_prepack") and hasattr(torch.cpu, "_is_vnni_supported")  # private
-        return X86 and torch.backends.mkldnn.is_available() and known and torch.cpu._is_vnni_supported()
+        """Whether torch has the private operators used here, and their products are exact on this CPU."""
+        return int8_limit() > 0
 
     def forward(self, x: "Tensor | Int8Rows") -> Tensor:
         """(…, in) -> (…, out), float32."""
         rows = x if isinstance(x, Int8Rows) else Int8Rows.of(x)
-        product = torch.ops.onednn.qlinear_pointwise(
-            rows.uint8, 1.0, 128, self.packed, self.scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
+        product = int8_product(rows.uint8, 128, self.packed, self.scales, self.zeros)
         return torch.addcmul(self.bias, product, rows.scales, out=product)
 
 
@@ -94,18 +148,52 @@ class Int8Rows(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor) -> Self:
-        """Round."""
-        scales = int8_scales(x)
+        """Quantize."""
+        scales = int8_scales(x, 127)
         return cls(torch.div(x, scales).add_(128.5).to(torch.uint8), scales)
 
 
-def round_once(attention: nn.Module, x: Tensor) -> Tensor | Int8Rows:
-    """Return what the query, key and value layers read: x, or if they are int8 its rows, rounded once for the three."""
+def int8_scales(x: Tensor, limit: int) -> Tensor:
+    """(…, N) -> (…, 1): what 1 stands for, so that the largest of N numbers becomes `limit`."""
+    largest = torch.maximum(x.amax(-1, keepdim=True), -x.amin(-1, keepdim=True))
+    return largest.div_(limit).clamp_(min=torch.finfo(x.dtype).tiny)
+
+
+def int8_product(x: Tensor, zero: int, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    """(…, in) uint8 and packed (out, in) int8 -> (…, out) float32: (x - zero) @ weightᵀ * scales."""
+    return torch.ops.onednn.qlinear_pointwise(
+        x, 1.0, zero, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+
+
+@cache
+def int8_limit() -> int:
+    """Return the largest int8 weight whose products are exact on this CPU: 127, 63, or 0 where there is none.
+
+    A CPU without VNNI adds two products of uint8 and int8 in 16 bits. That overflows for large weights, silently.
+    Within ±63 two products fit: 2 * 255 * 63 < 2**15. The largest possible numbers are tried; no flag of the CPU is
+    trusted.
+    """
+    if not (X86 and has_onednn() and hasattr(torch.ops.onednn, "qlinear_prepack")):
+        return 0
+    n = 64
+    signs = torch.ones(LANES, n).where(torch.arange(LANES)[:, None] % 2 == 0, -1)
+    for limit in (127, 63):
+        packed = torch.ops.onednn.qlinear_prepack((signs * limit).to(torch.int8), None)
+        x = torch.full((3, n), 255, dtype=torch.uint8)
+        product = int8_product(x, 0, packed, torch.ones(LANES), torch.zeros(LANES, dtype=torch.long))
+        if torch.equal(product, (signs[:, 0] * limit * 255 * n).expand(3, -1)):
+            return limit
+    return 0
+
+
+def quantize_once(attention: nn.Module, x: Tensor) -> Tensor | Int8Rows:
+    """Return what the query, key and value layers read: x, or for int8 its rows, quantized once for all three."""
     return Int8Rows.of(x) if isinstance(attention.k_lin, Int8Linear) else x
 
 
 class InPlaceGELU(nn.Module):
-    """GELU that overwrites its input: to write to fresh memory costs the system's time for handing it out."""
+    """GELU that overwrites its input. Fresh memory must first come from the operating system, which takes time."""
 
     def __init__(self, gelu: nn.GELU) -> None:
         super().__init__()
@@ -114,6 +202,24 @@ class InPlaceGELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…) -> (…), the same memory."""
         return torch.ops.aten.gelu_(x, approximate=self.approximate)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ / √E) v: q (rows, H, Q, E), k and v (rows, H, S, E) -> (rows, H, Q, E).
+
+    On a CPU, torch multiplies matrices here with MKL. These products depend on the other rows and on addresses if there
+    are fewer than 4 queries where there are more keys, if E is not a multiple of 16, or if rows * H is 1. Such inputs
+    are filled up, and the results cut.
+    """
+    n_heads, n_queries, size = q.shape[1:]
+    if q.device.type == "cpu":
+        if n_queries == 1:
+            q = q.expand(-1, -1, 4, -1)
+        filling = (0, -size % LANES, 0, 0, 0, 1 if n_heads == 1 else 0)
+        if any(filling):
+            q, k, v = (F.pad(x, filling) for x in (q, k, v))
+    context = F.scaled_dot_product_attention(q, k, v, scale=size**-0.5)
+    return context[:, :n_heads, :n_queries, :size]
 
 
 def varlen_attention(q: Tensor) -> Callable[..., Any] | None:
@@ -133,13 +239,12 @@ def varlen_attention(q: Tensor) -> Callable[..., Any] | None:
     return varlen_attn
 
 
-Kernel = MklLinear | Int8Linear
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def int8_scales(x: Tensor) -> Tensor:
-    """(…, N) -> (…, 1): what 1 stands for, so that the largest of N numbers becomes 127."""
-    largest = torch.maximum(x.amax(-1, keepdim=True), -x.amin(-1, keepdim=True))
-    return largest.div_(127).clamp_(min=torch.finfo(x.dtype).tiny)
+def has_onednn() -> bool:
+    """Whether torch has oneDNN, and it is not switched off."""
+    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
 def is_cpu_float32(model: PreTrainedModel) -> bool:
@@ -147,24 +252,23 @@ def is_cpu_float32(model: PreTrainedModel) -> bool:
     return model.device.type == "cpu" and model.dtype == torch.float32
 
 
-Model = TypeVar("Model", bound=nn.Module)
-
-
 def copy_structure(model: Model) -> Model:
     """Copy a model's modules but not its parameters, which the copy shares."""
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
-def use_kernels(model: PreTrainedModel, encoder: nn.Module, int8: bool) -> str:
-    """Put the fastest kernels that this machine has into a model, and return what they are."""
+def use_kernels(model: PreTrainedModel, encoder: nn.Module, linear: type[PreparedLinear] | None, int8: bool) -> str:
+    """Put kernels into a model, `linear` in place of nn.Linear, and return what they are, in words."""
     replace_modules(model, nn.GELU, InPlaceGELU)
     if int8:
         replace_modules(encoder, nn.Linear, Int8Linear)
-    name = "F.linear"
-    if is_cpu_float32(model) and MklLinear.is_available():
-        replace_modules(model, nn.Linear, MklLinear)
-        name = "weights prepacked for MKL"
-    return name if not int8 else "int8" if encoder is model else f"int8, the head: {name}"
+    if linear is not None:
+        replace_modules(model, nn.Linear, linear)
+    label = "F.linear" if linear is None else linear.label
+    if not int8:
+        return label
+    quantized = Int8Linear.label if int8_limit() == 127 else f"{Int8Linear.label}, weights within {int8_limit()}"
+    return quantized if encoder is model else f"{quantized}, the head: {label}"
 
 
 @torch.no_grad()
@@ -176,16 +280,12 @@ def replace_modules(root: nn.Module, old: type[nn.Module], new: Callable[[Any], 
                 setattr(parent, name, new(child))
 
 
-@torch.no_grad()
-def rows_are_independent(model: nn.Module) -> bool:
-    """Whether all linear layers of a model are of the kinds above, and on this machine do what these promise."""
-    if not torch.backends.mkldnn.enabled:  # without oneDNN a GELU rounds by a number's place in a vector register
-        return False
-    kernels = [part for part in model.modules() if isinstance(part, Kernel)]
-    shapes = {(type(kernel), kernel.n_inputs, len(kernel.bias)): kernel for kernel in kernels}
-    for kernel in shapes.values():  # one of each shape
-        x = torch.linspace(-1, 1, 40 * kernel.n_inputs).view(40, -1)
-        together = kernel(x)
-        if not all(torch.equal(kernel(x[:n]), together[:n]) for n in (1, 2, 7, 16, 33)):
-            return False
-    return not any(isinstance(part, nn.Linear) for part in model.modules())
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads, for a moment."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,19 +1,20 @@
 """The fast path: the same model without padding.
 
 Tokens meet each other only in attention. Everything else (the embeddings, linear layers, LayerNorm, GELU, the heads)
-looks at one token at a time and does not ask in which row it stands. So the real tokens of a batch are packed into one
-flat (T, D), row after row, and only attention needs to know the rows. They lie sorted by length: rows of equal length
-are a plain view (rows, length, D) of the flat tensor without a padded slot in it, and the mask has nothing left to do.
-A hole in a mask is a token that is not there; each real token keeps its own position. A head that reads only [CLS] runs
-the last layer for that token alone. On x86 CPUs `kernels.py` prepares the linear layers, and then a text gets the same
-bits alone and in any batch.
+looks at one token at a time, whatever its row. So the real tokens of a batch are packed into one flat (T, D), row after
+row, and only attention needs to know the rows. The rows are sorted by length. Then rows of equal length are a plain
+view (rows, length, D) of the flat tensor without a padded slot in it, and attention needs no mask. A hole in a mask is
+a token that is not there; each real token keeps its own position. A head that reads only [CLS] runs the last layer for
+that token alone. On x86 CPUs `kernels.py` prepares the linear layers; then a text gets the same bits alone and in any
+batch.
 
 Shapes: B batch, S tokens, T real tokens of the batch, D dim, H heads, E = D / H, C choices.
 Source of the flat layout: Zeng et al. 2022, "Boosting Distributed Training Performance of the Unpadded BERT Model".
 """
 
+import platform
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from itertools import groupby
 from typing import Any, cast
@@ -33,8 +34,9 @@ from .heads import (
     SpanOutput,
     flatten_choices,
 )
-from .model import DistilBertModel, EncoderOutput, TransformerBlock, check_inputs
+from .model import DistilBertModel, EncoderOutput, TransformerBlock, check_ids, check_inputs
 from .pretrained import PreTrainedModel
+from .trial import choose_linear, find_difference
 
 CLS_HEADS = (DistilBertForSequenceClassification, DistilBertForMultipleChoice)  # they read the first token alone
 TOKEN_HEADS = (DistilBertForMaskedLM, DistilBertForTokenClassification)
@@ -44,12 +46,12 @@ FFN_ROWS = 1024  # at a time on a CPU: the memory of a wider tensor than (1024, 
 def pack(model: PreTrainedModel, *, int8: bool = False, batch_invariant: bool = False) -> "PackedModel":
     """Return the model's fast form, for inference: the same call, the same outputs.
 
-    It shares the model's parameters, but prepared weights are copies: after changing weights, pack again. Of a model
-    whose attention or blocks were replaced by other modules it knows nothing: it runs those of the book.
+    It shares the model's parameters, but prepared weights are copies: after changing weights, pack again. It does not
+    see that a model's attention or blocks were replaced by other modules: it runs those of `model.py`.
 
     Args:
         model: `DistilBertModel` or one of the five heads, in eval mode, on any device, of any floating-point dtype.
-        int8: run the encoder's linear layers on int8 numbers: faster, and less exact; see `kernels.Int8Linear`.
+        int8: quantize the encoder's linear layers to int8: faster, and less exact; see `kernels.Int8Linear`.
         batch_invariant: insist on `PackedModel.batch_invariant`.
 
     Raises:
@@ -66,13 +68,13 @@ def pack(model: PreTrainedModel, *, int8: bool = False, batch_invariant: bool = 
             f"a packed model runs no hooks, but there are some on {hooked[:3]}: remove them before packing"
         )
     if int8 and not (kernels.is_cpu_float32(model) and kernels.Int8Linear.is_available()):
-        raise ValueError(f"int8 needs float32 on an x86 CPU with VNNI, got {model.dtype} on {model.device}")
-    fast = PackedModel(model, int8, batch_invariant)
-    if batch_invariant and not fast.batch_invariant:
         raise ValueError(
-            f"{fast} cannot give the same bits in every batch: that needs float32 on an x86 CPU with MKL, more than "
-            f"one attention head, and dim and hidden_dim that are multiples of {kernels.BLOCK}"
+            f"int8 needs float32 on an x86 CPU where oneDNN's int8 products are exact, got {model.dtype} on "
+            f"{model.device}, platform {platform.machine()}"
         )
+    fast = PackedModel(model, int8, batch_invariant)
+    if batch_invariant and fast.difference is not None:
+        raise ValueError(f"{fast} cannot give the same bits in every batch on this machine: {fast.difference}")
     return fast
 
 
@@ -85,7 +87,7 @@ class PackedModel:
         self.repack = partial(pack, int8=int8, batch_invariant=batch_invariant)
         self.config, self.device, self.dtype = model.config, model.device, model.dtype
         self.encoder = cast(DistilBertModel, getattr(self.model, "distilbert", self.model))
-        self.kernels = kernels.use_kernels(self.model, self.encoder, int8)
+        self.kernels = kernels.use_kernels(self.model, self.encoder, choose_linear(self.model), int8)
 
     def __reduce__(self) -> tuple[object, ...]:
         return self.repack, (self.plain,)
@@ -93,15 +95,20 @@ class PackedModel:
     def __repr__(self) -> str:
         return f"PackedModel({type(self.model).__name__}, {self.dtype}, {self.device}, {self.kernels})"
 
-    @cached_property
+    @property
     def batch_invariant(self) -> bool:
         """Whether a text gets the same bits alone and in any batch, order and padding, with any number of threads.
 
-        It needs prepared linear layers, which are tried out on this machine, oneDNN (torch's default), several heads
-        (for one query of one head torch's attention takes another path), and sizes that fill vector registers.
+        This is tried out on this machine, once in each process: see `trial.py`.
         """
-        uneven = self.config.dim % kernels.BLOCK or self.config.hidden_dim % kernels.BLOCK
-        return not uneven and self.config.n_heads > 1 and kernels.rows_are_independent(self.model)
+        return self.difference is None
+
+    @cached_property
+    def difference(self) -> str | None:
+        """What makes a text's bits depend on its batch, in words; None where nothing does."""
+        if not kernels.is_cpu_float32(self.plain):
+            return f"there is no such kernel for {self.dtype} on {self.device}"
+        return find_difference(self.model, self.config.n_heads, self.config.dim, self.config.hidden_dim)
 
     @torch.no_grad()
     def __call__(
@@ -126,8 +133,10 @@ class PackedModel:
 
         Raises:
             ValueError: see `model.check_inputs`; labels, positions of answers, `output_attentions`; embeddings that
-                require a gradient; a 4-D mask; a row that begins with padding, if the head reads [CLS].
+                require a gradient; a 4-D mask; a row that begins with padding, if the head reads [CLS]; lists.
         """
+        if isinstance(input_ids, list | tuple):
+            raise ValueError("input_ids must be a (B, S) tensor, got a list: for rows without padding use .rows(lists)")
         if output_attentions or any(argument is not None for argument in (labels, start_positions, end_positions)):
             raise ValueError("a packed model gives no loss and no attentions: use the model itself")
         if inputs_embeds is not None and inputs_embeds.requires_grad:
@@ -142,34 +151,85 @@ class PackedModel:
             inputs_embeds, position_ids = flatten_choices(inputs_embeds), flatten_choices(position_ids)
         check_inputs(self.config, input_ids, attention_mask, inputs_embeds, position_ids)
         tokens = cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds)
-        layout = Layout(find_real(tokens, attention_mask, isinstance(model, CLS_HEADS)))
+        real = find_real(tokens, attention_mask, isinstance(model, CLS_HEADS))
+        layout = Layout(real.sum(1))
+        slots = Slots(real, layout.order)
+        if position_ids is None:
+            position_ids = torch.arange(tokens.shape[1], device=tokens.device)[None]  # (1, S)
+        result, states = self._run(layout, slots.pack(tokens), slots.pack(position_ids), output_hidden_states)
+        if not isinstance(model, CLS_HEADS):  # they give one result for each row, the others one for each token
+            result = slots.unpack(result, torch.finfo(result.dtype).min if self._is_span else 0.0)
+        elif n_choices is not None:
+            result = result.view(-1, n_choices)
+        return self._output(result, tuple(map(slots.unpack, states)) if output_hidden_states else None)
+
+    @torch.no_grad()
+    def rows(self, rows: Sequence[Sequence[int]]) -> list[Any]:
+        """Run rows of different lengths as they are: nothing is padded, and nothing is cut off again.
+
+        Args:
+            rows: the ids of each row, as a tokenizer gives them without padding. For multiple choice a row is a choice.
+
+        Returns:
+            For each row the dataclass that the model returns, without the axis of the batch: logits are (L,), for a
+            token head (S, L), hidden states (S, D), with the row's own S; for multiple choice (1,).
+
+        Raises:
+            ValueError: no rows, an empty row, one that is longer than the position table, or ids out of range.
+        """
+        limit = self.config.max_position_embeddings
+        lengths = [len(row) for row in rows]
+        if not lengths or not 1 <= min(lengths) <= max(lengths) <= limit:
+            wrong = next((f"row {i} has {n}" for i, n in enumerate(lengths) if not 1 <= n <= limit), "got no rows")
+            raise ValueError(f"rows need 1 to {limit} tokens each, but {wrong}")
+        layout = Layout(torch.tensor(lengths, device=self.device))
+        order = layout.order.tolist()
+        ids = torch.tensor([i for row in order for i in rows[row]])  # (T,)
+        check_ids("rows", ids[None], "vocab_size", self.config.vocab_size)
+        positions = torch.cat([torch.arange(lengths[row]) for row in order])
+        result, _ = self._run(layout, ids.to(self.device), positions.to(self.device), False)
+        each = result if isinstance(self.model, CLS_HEADS) else layout.split(result)
+        return [self._output(row) for row in each]
+
+    def _run(
+        self, layout: "Layout", tokens: Tensor, position_ids: Tensor, output_hidden_states: bool
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """Run packed tokens, ids (T,) or embeddings (T, D).
+
+        Returns:
+            What the head gives, or the last hidden states: (T, …) in the layout's order, or if the head reads [CLS],
+            (B, L) in the batch's order; and the hidden states, (T, D) each, if asked for.
+        """
+        model = self.model
         first_only = isinstance(model, CLS_HEADS) and not output_hidden_states
-        kept = None if output_hidden_states else 1
-        states = deque(self._encode(layout, tokens, position_ids, first_only), maxlen=kept)
+        states = deque(self._encode(layout, tokens, position_ids, first_only), None if output_hidden_states else 1)
         x = states[-1]
-        hidden_states = tuple(layout.unpack(state) for state in states) if output_hidden_states else None
         if isinstance(model, CLS_HEADS):
             first = x[layout.first] if output_hidden_states else x  # (B, D), of the sorted rows
-            logits = model.head(first[:, None])[layout.order.argsort()]
-            logits = logits if n_choices is None else logits.view(-1, n_choices)
-            return LogitsOutput(logits, hidden_states=hidden_states)
+            return model.head(first[:, None])[layout.order.argsort()], states
         if isinstance(model, DistilBertForQuestionAnswering):
-            start, end = layout.unpack(model.qa_outputs(x), torch.finfo(x.dtype).min).unbind(-1)
-            return SpanOutput(start, end, hidden_states=hidden_states)
-        if isinstance(model, TOKEN_HEADS):
-            return LogitsOutput(layout.unpack(model.head(x)), hidden_states=hidden_states)
-        return EncoderOutput(layout.unpack(x), hidden_states)
+            return model.qa_outputs(x), states
+        return model.head(x) if isinstance(model, TOKEN_HEADS) else x, states
 
-    def _encode(self, layout: "Layout", tokens: Tensor, places: Tensor | None, first_only: bool) -> Iterator[Tensor]:
+    def _encode(self, layout: "Layout", tokens: Tensor, position_ids: Tensor, first_only: bool) -> Iterator[Tensor]:
         """Give the embeddings and each layer's result, (T, D); with `first_only` the last layer's is (B, D)."""
-        if places is None:
-            places = torch.arange(tokens.shape[1], device=tokens.device)[None]  # (1, S)
-        packed, position_ids = layout.pack(tokens)[None], layout.pack(places)[None]  # (1, T) or (1, T, D); (1, T)
-        ids, embeds = (packed, None) if tokens.ndim == 2 else (None, packed)
-        yield (x := self.encoder.embeddings(ids, embeds, position_ids)[0])
+        ids, embeds = (tokens[None], None) if tokens.ndim == 1 else (None, tokens[None])  # (1, T) or (1, T, D)
+        yield (x := self.encoder.embeddings(ids, embeds, position_ids[None])[0])
         for i, block in enumerate(self.encoder.transformer.layer, 1):
             only_now = first_only and i == self.config.n_layers
             yield (x := run_block(cast(TransformerBlock, block), x, layout, only_now))
+
+    @property
+    def _is_span(self) -> bool:
+        return isinstance(self.model, DistilBertForQuestionAnswering)
+
+    def _output(self, result: Tensor, hidden_states: tuple[Tensor, ...] | None = None) -> Any:
+        if self._is_span:
+            start, end = result.unbind(-1)
+            return SpanOutput(start, end, hidden_states=hidden_states)
+        if isinstance(self.model, DistilBertModel):
+            return EncoderOutput(result, hidden_states)
+        return LogitsOutput(result, hidden_states=hidden_states)
 
 
 def find_real(tokens: Tensor, attention_mask: Tensor | None, needs_first: bool) -> Tensor:
@@ -190,20 +250,36 @@ def find_real(tokens: Tensor, attention_mask: Tensor | None, needs_first: bool) 
 
 
 class Layout:
-    """Where the tokens of a padded batch lie in the flat one: by the number of real tokens in a row, then by row.
+    """How rows of different lengths lie in one flat tensor: sorted by length, rows of equal length in their order.
+
+    Args:
+        lengths: (B,), at least 1 each.
+    """
+
+    def __init__(self, lengths: Tensor) -> None:
+        self.lengths, self.order = lengths.sort(stable=True)  # (B,) each; order: the numbers of the sorted rows
+        self.bounds = F.pad(self.lengths.cumsum(0), (1, 0)).int()  # (B + 1,) first token of each sorted row, and T
+        self.first = self.bounds[:-1]
+        self.groups = [(len(list(rows)), length) for length, rows in groupby(self.lengths.tolist())]  # (rows, length)
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """(T, …) -> one (length, …) for each row, in the order of the batch."""
+        parts = x.split(self.lengths.tolist())
+        return [parts[place] for place in self.order.argsort().tolist()]
+
+
+class Slots:
+    """Which slots of a padded batch hold the tokens of the flat one.
 
     Args:
         real: (B, S) bools, True = a real token.
+        order: (B,), of the rows in the flat batch.
     """
 
-    def __init__(self, real: Tensor) -> None:
+    def __init__(self, real: Tensor, order: Tensor) -> None:
         self.shape = real.shape
-        lengths, self.order = real.sum(1).sort(stable=True)  # (B,) each
-        slots = torch.arange(real.numel(), device=real.device).view(real.shape)
-        self.slots = slots[self.order][real[self.order]]  # (T,) of each packed token in the padded batch
-        self.bounds = F.pad(lengths.cumsum(0), (1, 0)).int()  # (B + 1,) first packed token of each sorted row, and T
-        self.first = self.bounds[:-1]
-        self.groups = [(len(list(rows)), length) for length, rows in groupby(lengths.tolist())]  # (rows, length)
+        numbers = torch.arange(real.numel(), device=real.device).view(real.shape)
+        self.slots = numbers[order][real[order]]  # (T,)
 
     def pack(self, x: Tensor) -> Tensor:
         """(B, S, …) or (1, S, …) -> (T, …)."""
@@ -219,7 +295,7 @@ class Layout:
 def run_block(block: TransformerBlock, x: Tensor, layout: Layout, first_only: bool) -> Tensor:
     """(T, D) -> (T, D), as `TransformerBlock` does; with `first_only` (B, D), the first token of each sorted row."""
     attention = block.attention
-    queries, ready = x[layout.first] if first_only else x, kernels.round_once(attention, x)
+    queries, ready = x[layout.first] if first_only else x, kernels.quantize_once(attention, x)
     q, k, v = attention.q_lin(queries if first_only else ready), attention.k_lin(ready), attention.v_lin(ready)
     context = attend(q, k, v, layout, attention.n_heads)
     x = block.sa_layer_norm(attention.out_lin(context).add_(queries))  # in place: see InPlaceGELU
@@ -241,5 +317,5 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, n_heads: int) -> Ten
     for group in zip(layout.groups, q.split(query_sizes), k.split(key_sizes), v.split(key_sizes), strict=True):
         (rows, _), *parts = group
         by_row = (part.unflatten(0, (rows, -1)).transpose(1, 2) for part in parts)  # (rows, H, length or 1, E) each
-        contexts.append(F.scaled_dot_product_attention(*by_row).transpose(1, 2).flatten(0, 1))
+        contexts.append(kernels.attention(*by_row).transpose(1, 2).flatten(0, 1))
     return torch.cat(contexts).flatten(1)

@@ -10,7 +10,7 @@ from torch import nn
 
 import minibert
 from minibert import DistilBertForSequenceClassification, DistilBertModel, DistilBertTokenizer, kernels, pack, packed
-from minibert.kernels import Int8Linear, MklLinear, rows_are_independent
+from minibert.kernels import Int8Linear, MklLinear
 
 from .models import BASE_SIZES, HEADS, batch, model, tensors
 

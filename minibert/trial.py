@@ -1,0 +1,116 @@
+"""Does a text get the same bits alone and in any batch on this machine? Each kernel is tried out.
+
+Every result is kept: a process tries each kind of kernel and each shape of layer once.
+
+Measured with torch 2.13: MKL's products pass on Intel CPUs with AVX-512. They fail on AMD CPUs, where MKL uses AVX2: 1
+to 3 rows add up in another order than more rows, and other addresses change bits too. oneDNN's products pass on AVX2
+and on AVX-512.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from .kernels import LANES, InPlaceGELU, MklLinear, OneDnnLinear, PreparedLinear, attention, is_cpu_float32, threads
+from .pretrained import PreTrainedModel
+
+TRIAL_THREADS = (1, 2)
+TRIAL_ROWS = (*range(1, 18), 33, 64)
+TRIAL_LENGTHS = (1, 2, 3, 4, 5, 7, 9, 16, 17, 31, 33, 65)
+TRIAL_OFFSETS = (0, 4, 8, 1)  # float32 numbers beyond an address that is a multiple of 64 bytes, as torch allocates
+
+
+def choose_linear(model: PreTrainedModel) -> type[PreparedLinear] | None:
+    """Return the first kind of prepared linear layer that passes the trial, else the last; None: there is none.
+
+    The choice depends on the machine, on torch and on the layers' shapes, and never on time: two processes give the
+    same bits.
+    """
+    kinds: tuple[type[PreparedLinear], ...] = (MklLinear, OneDnnLinear)
+    available = [kind for kind in kinds if is_cpu_float32(model) and kind.is_available()]
+    shapes = {(part.in_features, part.out_features) for part in model.modules() if isinstance(part, nn.Linear)}
+    for kind in available:
+        if not any(linear_difference(kind, *shape) for shape in sorted(shapes)):
+            return kind
+    return available[-1] if available else None
+
+
+def find_difference(model: nn.Module, n_heads: int, dim: int, hidden_dim: int) -> str | None:
+    """Return what makes a row's bits depend on its batch on this machine, in words; None if a trial finds nothing."""
+    plain = next((name for name, part in model.named_modules() if isinstance(part, nn.Linear)), None)
+    if plain is not None:
+        return f"{plain} runs on F.linear, which depends on the number of rows"
+    prepared = [part for part in model.modules() if isinstance(part, PreparedLinear)]
+    differences = (linear_difference(type(part), part.n_inputs, part.width) for part in prepared)
+    found = next(filter(None, differences), None)
+    return found or attention_difference(n_heads, dim // n_heads) or gelu_difference(hidden_dim)
+
+
+@cache
+def linear_difference(kernel: type[PreparedLinear], n_inputs: int, width: int) -> str | None:
+    """Return how a row alone and in a batch differ in a linear layer, in words; None if they do not."""
+    linear = nn.utils.skip_init(nn.Linear, n_inputs, width)
+    with torch.no_grad():
+        linear.weight.copy_(numbers(width, n_inputs))
+        linear.bias.copy_(numbers(width))
+        prepared = kernel(linear)
+    return differ(prepared, numbers(100, n_inputs), TRIAL_ROWS, f"{kernel.label}, {n_inputs} to {width}")
+
+
+@cache
+def gelu_difference(width: int) -> str | None:
+    """The same for GELU."""
+    return differ(InPlaceGELU(nn.GELU()), numbers(100, width), TRIAL_ROWS, f"GELU of {width} numbers")
+
+
+@cache
+def attention_difference(n_heads: int, size: int) -> str | None:
+    """The same for attention, of all tokens and of the first alone, with `n_heads` heads of `size`."""
+    for length in TRIAL_LENGTHS:
+
+        def attend(x: Tensor) -> Tensor:
+            q, k, v = x.unflatten(-1, (3, n_heads, -1)).permute(2, 0, 3, 1, 4)  # (rows, H, length, E) each
+            return torch.cat([attention(q, k, v), attention(q[:, :, :1], k, v)], 2)
+
+        x = numbers(5, length, 3 * n_heads * size)
+        what = f"attention with {n_heads} heads of {size} over {length} tokens"
+        if found := differ(attend, x, (1, 2, 1), what, TRIAL_OFFSETS[:3]):  # what follows a linear layer is new memory
+            return found
+    return None
+
+
+@torch.no_grad()
+def differ(
+    run: Callable[[Tensor], Tensor],
+    x: Tensor,
+    row_counts: Sequence[int],
+    what: str,
+    offsets: Sequence[int] = TRIAL_OFFSETS,
+) -> str | None:
+    """Return in words how some rows of x differ from the same rows in all of x; None if they do not."""
+    expected = None
+    for n_threads in TRIAL_THREADS:
+        with threads(n_threads):
+            together = run(x.clone())
+            expected = together if expected is None else expected
+            if not torch.equal(together, expected):
+                return f"{what}: other bits with {n_threads} threads than with {TRIAL_THREADS[0]}"
+            for i, count in enumerate(row_counts):
+                start, offset = min(i, len(x) - count), offsets[(i + n_threads) % len(offsets)]
+                if not torch.equal(run(at_offset(x[start : start + count], offset)), expected[start : start + count]):
+                    return f"{what}: {count} of {len(x)} rows alone have other bits than with the others"
+    return None
+
+
+def numbers(*shape: int) -> Tensor:
+    """Return numbers of both signs and several magnitudes, always the same, and leave torch's random state alone."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def at_offset(x: Tensor, offset: int) -> Tensor:
+    """Copy x to an address that is so many numbers beyond a multiple of 64 bytes."""
+    memory = x.new_empty(x.numel() + 2 * LANES)
+    start = -memory.data_ptr() // memory.element_size() % LANES + offset
+    return memory[start : start + x.numel()].view(x.shape).copy_(x)
