@@ -1,4 +1,4 @@
-"""What every test starts from: a fixed seed, and no network."""
+"""What every test starts from: a fixed seed, and no network; and what it needs of the machine."""
 
 import os
 
@@ -9,11 +9,24 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 import pytest
 import torch
 
+from . import machine
 from .checkpoints import saved
 from .command_line import OFFICIAL, save_classifier
 from .hub import files, loopback_hub
 
 torch.set_num_threads(1)  # the models are tiny: a second thread would only wait for the first
+
+
+def pytest_configure(config):
+    try:
+        machine.required()
+    except ValueError as error:
+        raise pytest.UsageError(f"MINIBERT_REQUIRE: {error}") from None
+
+
+@pytest.hookimpl(tryfirst=True)  # before the seed is set and anything is patched
+def pytest_runtest_setup(item):
+    machine.skip_or_fail(item)
 
 
 @pytest.fixture(autouse=True)

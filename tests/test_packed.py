@@ -12,14 +12,11 @@ import minibert
 from minibert import DistilBertForSequenceClassification, DistilBertModel, DistilBertTokenizer, kernels, pack, packed
 from minibert.kernels import Int8Linear, MklLinear
 
+from .machine import needs
 from .models import BASE_SIZES, HEADS, batch, model, tensors
 
 each_head = pytest.mark.parametrize("head", HEADS)
-needs_mkl = pytest.mark.skipif(not MklLinear.is_available(), reason="torch has no MKL here")
-needs_vnni = pytest.mark.skipif(not Int8Linear.is_available(), reason="the CPU has no VNNI")
-each_kernel = pytest.mark.parametrize(
-    "int8", [pytest.param(False, marks=needs_mkl), pytest.param(True, marks=needs_vnni)], ids=["float32", "int8"]
-)
+each_kernel = pytest.mark.parametrize("int8", [False, pytest.param(True, marks=needs("int8"))], ids=["float32", "int8"])
 ON_CLS = ("DistilBertForSequenceClassification", "DistilBertForMultipleChoice")
 LONG = {"max_position_embeddings": 512, "initializer_range": 0.02}
 BASE_SHAPE = BASE_SIZES | {"dim": 768, "n_heads": 12, "n_layers": 6, "hidden_dim": 3072}
@@ -199,6 +196,7 @@ def assert_same_bits_alone(fast, inputs, together, rows, spare=0):
                 assert torch.equal(tensor[0], together[name][i]), name
 
 
+@needs("batch_invariant")
 @each_kernel
 @each_head
 @pytest.mark.parametrize("ffn_rows", [1024, 7])
@@ -216,6 +214,7 @@ def test_a_text_gets_the_same_bits_alone_padded_in_any_batch_and_order(head, int
             assert_same_bits_alone(fast, inputs, together, range(0, rows, 1 + rows // 5), spare)
 
 
+@needs("batch_invariant")
 @each_kernel
 @each_head
 def test_threads_do_not_change_the_bits(head, int8):
@@ -228,6 +227,7 @@ def test_threads_do_not_change_the_bits(head, int8):
     assert all(torch.equal(result[name], tensor) for result in results for name, tensor in results[0].items())
 
 
+@needs("batch_invariant")
 @each_kernel
 @each_head
 def test_the_base_shape_gives_the_same_bits_alone_and_in_a_batch(head, int8):
@@ -249,13 +249,13 @@ def test_batch_invariance_is_claimed_only_where_it_holds(monkeypatch):
     assert "F.linear" in repr(pack(model()))
 
 
-@needs_mkl
+@needs("mkl")
 def test_a_kernel_that_breaks_its_promise_is_found_out(monkeypatch):
     monkeypatch.setattr(MklLinear, "forward", lambda self, x: x @ torch.ones(self.n_inputs, 3) + len(x))
     assert not rows_are_independent(nn.Sequential(MklLinear(nn.Linear(16, 3))))
 
 
-@needs_mkl
+@needs("mkl")
 def test_a_layout_made_while_torch_has_many_threads_is_the_same():
     linear, x = nn.Linear(64, 48), torch.randn(33, 64)
     torch.set_num_threads(16)
@@ -271,16 +271,19 @@ def test_a_layout_made_while_torch_has_many_threads_is_the_same():
 
 @each_kernel
 @each_head
-def test_pickles_and_deep_copies_give_the_same_bits_and_share_nothing(head, int8):
+def test_pickles_and_deep_copies_give_the_same_and_share_nothing(head, int8):
     fast, inputs = pack(model(head), int8=int8), batch(head)
     expected = tensors(fast(**inputs))
     for other in (pickle.loads(pickle.dumps(fast)), copy.deepcopy(fast)):
         assert repr(other) == repr(fast)
-        assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors(other(**inputs)).items())
+        for name, tensor in tensors(other(**inputs)).items():
+            if fast.batch_invariant:  # elsewhere the last bits depend on where the copied weights lie
+                assert torch.equal(tensor, expected[name])
+            assert torch.allclose(tensor, expected[name], atol=1e-5)
         assert other.encoder.embeddings.LayerNorm.weight is not fast.encoder.embeddings.LayerNorm.weight
 
 
-@needs_vnni
+@needs("int8", "batch_invariant")
 def test_a_pickle_is_refused_where_its_kernels_are_not(monkeypatch):
     int8, invariant = pickle.dumps(pack(model(), int8=True)), pickle.dumps(pack(model(), batch_invariant=True))
     monkeypatch.setattr(Int8Linear, "is_available", staticmethod(lambda: False))
@@ -308,8 +311,7 @@ def test_parameters_are_shared_and_the_model_is_left_as_it_was():
     assert (fast.config, fast.device, fast.dtype) == (each.config, each.device, each.dtype)
 
 
-@needs_mkl
-@needs_vnni
+@needs("mkl", "int8")
 def test_print_shows_the_kernel():
     assert repr(pack(model())) == "PackedModel(DistilBertModel, torch.float32, cpu, weights prepacked for MKL)"
     assert "cpu, int8)" in repr(pack(model(), int8=True))
@@ -317,7 +319,7 @@ def test_print_shows_the_kernel():
     assert repr(pack(model().double())) == "PackedModel(DistilBertModel, torch.float64, cpu, F.linear)"
 
 
-@needs_vnni
+@needs("int8")
 def test_int8_keeps_the_demos_labels_and_its_logits_within_a_bound():
     classifier = DistilBertForSequenceClassification.from_pretrained(minibert.DEMO)
     inputs = DistilBertTokenizer.from_pretrained(minibert.DEMO)(SENTENCES, padding=True, return_tensors="pt")

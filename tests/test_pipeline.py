@@ -24,6 +24,7 @@ from minibert.pipeline import (
     stitch,
 )
 
+from .machine import needs
 from .pipelines import WORDS, random_texts, saved
 
 TASKS = {
@@ -68,11 +69,12 @@ def test_results_come_in_order_and_do_not_depend_on_the_batch(checkpoints, task)
     alone = [flat(*pipeline([text])) for text in texts]
     together = [flat(result) for result in pipeline(iter(texts))]
     assert len({str(result) for result in alone}) > len(texts) // 2
+    assert together == [pytest.approx(values, abs=1e-5) for values in alone]
     if pipeline.model.batch_invariant:
         assert together == alone  # to the bit
-    assert [values == pytest.approx(expected, abs=1e-5) for values, expected in zip(together, alone, strict=True)]
 
 
+@needs("batch_invariant")
 @pytest.mark.parametrize("config", [{"num_labels": 1}, {"problem_type": "multi_label_classification"}], ids=str)
 def test_sigmoid_scores_do_not_depend_on_the_batch(tmp_path, config):
     texts = random_texts(70)
@@ -85,7 +87,11 @@ def test_sigmoid_scores_do_not_depend_on_the_batch(tmp_path, config):
 def test_a_pickled_pipeline_gives_the_same_results(checkpoints, task):
     pipeline, texts = task(checkpoints[task]), inputs_of(task, 5)
     copy = pickle.loads(pickle.dumps(pipeline))
-    assert [flat(result) for result in copy(texts)] == [flat(result) for result in pipeline(texts)]
+    expected = [flat(result) for result in pipeline(texts)]
+    results = [flat(result) for result in copy(texts)]
+    assert results == [pytest.approx(values, abs=1e-5) for values in expected]
+    if pipeline.model.batch_invariant:  # elsewhere the last bits depend on where the copied weights lie
+        assert results == expected
 
 
 @each_task
