@@ -13,7 +13,17 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from .kernels import LANES, InPlaceGELU, MklLinear, OneDnnLinear, PreparedLinear, attention, is_cpu_float32, threads
+from .kernels import (
+    LANES,
+    InPlaceGELU,
+    MklLinear,
+    OneDnnLinear,
+    PreparedLinear,
+    attention,
+    has_onednn,
+    is_cpu_float32,
+    threads,
+)
 from .pretrained import PreTrainedModel
 
 TRIAL_THREADS = (1, 2)
@@ -41,7 +51,9 @@ def find_difference(model: nn.Module, n_heads: int, dim: int, hidden_dim: int) -
     """Return what makes a row's bits depend on its batch on this machine, in words; None if a trial finds nothing."""
     plain = next((name for name, part in model.named_modules() if isinstance(part, nn.Linear)), None)
     if plain is not None:
-        return f"{plain} runs on F.linear, which depends on the number of rows"
+        return f"{plain} runs on F.linear, which adds up in another order for another number of rows"
+    if not has_onednn():
+        return "oneDNN is switched off, and torch's own GELU rounds a number by its place in memory"
     prepared = [part for part in model.modules() if isinstance(part, PreparedLinear)]
     differences = (linear_difference(type(part), part.n_inputs, part.width) for part in prepared)
     found = next(filter(None, differences), None)

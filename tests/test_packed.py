@@ -3,14 +3,23 @@
 import copy
 import inspect
 import pickle
+import re
 
 import pytest
 import torch
 from torch import nn
 
 import minibert
-from minibert import DistilBertForSequenceClassification, DistilBertModel, DistilBertTokenizer, kernels, pack, packed
-from minibert.kernels import Int8Linear, MklLinear
+from minibert import (
+    DistilBertForSequenceClassification,
+    DistilBertModel,
+    DistilBertTokenizer,
+    kernels,
+    pack,
+    packed,
+    trial,
+)
+from minibert.kernels import Int8Linear, MklLinear, OneDnnLinear
 
 from .machine import needs
 from .models import BASE_SIZES, HEADS, batch, model, tensors
@@ -143,11 +152,28 @@ def test_one_row_of_position_ids_serves_every_row():
     assert largest_difference(each(**inputs), pack(each)(**inputs), real_tokens(inputs)) < 1e-12
 
 
-def test_relu_and_one_head_and_odd_sizes_work_too():
-    each = model(activation="relu", n_heads=1, dim=20, hidden_dim=25)
+ODD_SIZES = {
+    "one head": {"n_heads": 1, "dim": 64},
+    "odd": {"activation": "relu", "n_heads": 3, "dim": 15, "hidden_dim": 25},
+}
+ODD_SIZES |= {"heads of 8": {"n_heads": 4, "dim": 32}, "one odd head": {"n_heads": 1, "dim": 21, "hidden_dim": 65}}
+
+
+@pytest.mark.parametrize("sizes", ODD_SIZES.values(), ids=ODD_SIZES)
+def test_relu_and_one_head_and_odd_sizes_work_too(sizes):
+    each = model(**sizes)
     fast, inputs = pack(each), batch()
     assert largest_difference(each(**inputs), fast(**inputs), real_tokens(inputs)) < 1e-5
-    assert not fast.batch_invariant
+
+
+@needs("batch_invariant")
+@pytest.mark.parametrize("head", ["DistilBertForSequenceClassification", "DistilBertForTokenClassification"])
+@pytest.mark.parametrize("sizes", ODD_SIZES.values(), ids=ODD_SIZES)
+def test_odd_sizes_give_the_same_bits_too(head, sizes):
+    fast = pack(model(head, **LONG | sizes), batch_invariant=True)
+    for rows, longest in ((40, 33), (5, 140)):
+        inputs = random_batch(head, rows, longest)
+        assert_same_bits_alone(fast, inputs, tensors(fast(**inputs)), range(rows))
 
 
 def attention_by_rows(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k):
@@ -237,22 +263,99 @@ def test_the_base_shape_gives_the_same_bits_alone_and_in_a_batch(head, int8):
 
 
 def test_batch_invariance_is_claimed_only_where_it_holds(monkeypatch):
-    for each in (model().double(), model(n_heads=1), model(hidden_dim=65), model().to(torch.bfloat16)):
+    for each in (model().double(), model().to(torch.bfloat16)):
         assert not pack(each).batch_invariant
-        with pytest.raises(ValueError, match=r"PackedModel\(.* cannot give the same bits in every batch"):
+        with pytest.raises(ValueError, match=r"PackedModel\(.* on this machine: there is no such kernel for torch\."):
             pack(each, batch_invariant=True)
     with monkeypatch.context() as without_onednn:
         without_onednn.setattr(torch.backends.mkldnn, "enabled", False)
-        assert not pack(model()).batch_invariant
-    monkeypatch.setattr(MklLinear, "is_available", staticmethod(lambda: False))
-    assert not pack(model()).batch_invariant
+        with pytest.raises(ValueError, match=r"F\.linear|oneDNN is switched off|rows alone"):
+            pack(model(), batch_invariant=True)
+    for kernel in (MklLinear, OneDnnLinear):
+        monkeypatch.setattr(kernel, "is_available", staticmethod(lambda: False))
     assert "F.linear" in repr(pack(model()))
+    with pytest.raises(ValueError, match=r"cannot give the same bits in every batch .*q_lin runs on F\.linear"):
+        pack(model(), batch_invariant=True)
 
 
-@needs("mkl")
-def test_a_kernel_that_breaks_its_promise_is_found_out(monkeypatch):
-    monkeypatch.setattr(MklLinear, "forward", lambda self, x: x @ torch.ones(self.n_inputs, 3) + len(x))
-    assert not rows_are_independent(nn.Sequential(MklLinear(nn.Linear(16, 3))))
+@pytest.fixture
+def fresh_trial():
+    """A process tries each kernel once: forget what was found, before a fault is planted and after."""
+    trials = (trial.linear_difference, trial.attention_difference, trial.gelu_difference)
+    for each in trials:
+        each.cache_clear()
+    yield
+    for each in trials:
+        each.cache_clear()
+
+
+def with_fault(function, is_faulty):
+    """A function that adds one bit's worth to its result where `is_faulty(arguments)`."""
+
+    def faulty(*arguments):
+        result = function(*arguments)
+        return result.nextafter(torch.tensor(9.0)) if is_faulty(*arguments) else result
+
+    return faulty
+
+
+@needs("batch_invariant")
+@pytest.mark.usefixtures("fresh_trial")
+@pytest.mark.parametrize(
+    ("where", "name", "is_faulty", "says"),
+    [
+        (OneDnnLinear, "forward", lambda self, x: len(x) == 7, "prepacked for oneDNN, .* 7 of 100 rows alone"),
+        (OneDnnLinear, "forward", lambda self, x: x.data_ptr() % 64 == 32, "rows alone have other bits"),
+        (
+            OneDnnLinear,
+            "forward",
+            lambda self, x: torch.get_num_threads() == 2,
+            "other bits with 2 threads than with 1",
+        ),
+        (
+            trial,
+            "attention",
+            lambda q, k, v: q.shape[2] == 1 and len(q) == 1,
+            "attention with 4 heads of 8 over 1 token",
+        ),
+        (
+            trial,
+            "attention",
+            lambda q, k, v: k.shape[2] == 31 and len(q) < 3,
+            "attention with 4 heads of 8 over 31 tok",
+        ),
+        (trial.InPlaceGELU, "forward", lambda self, x: len(x) == 33, "GELU of 64 numbers: 33 of 100 rows"),
+    ],
+    ids=["7 rows", "an address", "threads", "one query", "31 tokens", "GELU"],
+)
+def test_a_kernel_that_breaks_its_promise_is_found_out(monkeypatch, where, name, is_faulty, says):
+    monkeypatch.setattr(MklLinear, "is_available", staticmethod(lambda: False))
+    assert pack(model()).batch_invariant
+    for each in (trial.linear_difference, trial.attention_difference, trial.gelu_difference):
+        each.cache_clear()
+    monkeypatch.setattr(where, name, with_fault(getattr(where, name), is_faulty))
+    assert not pack(model()).batch_invariant
+    with pytest.raises(ValueError, match=says):
+        pack(model(), batch_invariant=True)
+
+
+@needs("batch_invariant")
+@pytest.mark.usefixtures("fresh_trial")
+def test_the_first_kernel_that_passes_the_trial_is_taken(monkeypatch):
+    class First(OneDnnLinear):
+        label = "the first kernel"
+
+    class Faulty(OneDnnLinear):
+        label = "a faulty kernel"
+        forward = with_fault(OneDnnLinear.forward, lambda self, x: len(x) == 3)
+
+    monkeypatch.setattr(trial, "MklLinear", First)
+    assert "the first kernel" in repr(pack(model()))
+    monkeypatch.setattr(trial, "MklLinear", Faulty)
+    assert "weights prepacked for oneDNN" in repr(pack(model()))
+    monkeypatch.setattr(trial, "OneDnnLinear", Faulty)
+    assert "a faulty kernel" in repr(pack(model()))  # still faster than F.linear
+    assert not pack(model()).batch_invariant
 
 
 @needs("mkl")
@@ -287,9 +390,10 @@ def test_pickles_and_deep_copies_give_the_same_and_share_nothing(head, int8):
 def test_a_pickle_is_refused_where_its_kernels_are_not(monkeypatch):
     int8, invariant = pickle.dumps(pack(model(), int8=True)), pickle.dumps(pack(model(), batch_invariant=True))
     monkeypatch.setattr(Int8Linear, "is_available", staticmethod(lambda: False))
-    with pytest.raises(ValueError, match="int8 needs float32 on an x86 CPU with VNNI"):
+    with pytest.raises(ValueError, match="int8 needs float32 on an x86 CPU where oneDNN"):
         pickle.loads(int8)
-    monkeypatch.setattr(MklLinear, "is_available", staticmethod(lambda: False))
+    for kernel in (MklLinear, OneDnnLinear):
+        monkeypatch.setattr(kernel, "is_available", staticmethod(lambda: False))
     with pytest.raises(ValueError, match="cannot give the same bits in every batch"):
         pickle.loads(invariant)
 
@@ -311,12 +415,39 @@ def test_parameters_are_shared_and_the_model_is_left_as_it_was():
     assert (fast.config, fast.device, fast.dtype) == (each.config, each.device, each.dtype)
 
 
-@needs("mkl", "int8")
+@needs("batch_invariant", "int8")
 def test_print_shows_the_kernel():
-    assert repr(pack(model())) == "PackedModel(DistilBertModel, torch.float32, cpu, weights prepacked for MKL)"
-    assert "cpu, int8)" in repr(pack(model(), int8=True))
-    assert "int8, the head: weights prepacked" in repr(pack(model("DistilBertForMaskedLM"), int8=True))
+    float32 = r"PackedModel\(DistilBertModel, torch.float32, cpu, (weights prepacked for (MKL|oneDNN))\)"
+    assert (kernel := re.fullmatch(float32, repr(pack(model())))[1])
+    assert re.search(r"cpu, int8(, weights within 63)?\)", repr(pack(model(), int8=True)))
+    assert f", the head: {kernel})" in repr(pack(model("DistilBertForMaskedLM"), int8=True))
     assert repr(pack(model().double())) == "PackedModel(DistilBertModel, torch.float64, cpu, F.linear)"
+
+
+@needs("int8")
+@pytest.mark.parametrize("size", [1, 2, 3, 31, 64, 100])
+def test_int8_products_are_exact_up_to_the_limit(size):
+    # The largest numbers there are: where two products of 16 bits overflow, they are wrong by thousands.
+    limit = kernels.int8_limit()
+    weight = torch.full((5, size), limit, dtype=torch.int8)
+    weight[1::2] *= -1
+    x = torch.full((3, size), 255, dtype=torch.uint8)
+    packed_weight = torch.ops.onednn.qlinear_prepack(weight, None)
+    product = kernels.int8_product(x, 128, packed_weight, torch.ones(5), torch.zeros(5, dtype=torch.long))
+    assert torch.equal(product.long(), (x.long() - 128) @ weight.long().T)
+
+
+@needs("int8")
+def test_int8_is_refused_where_its_products_are_not_exact(monkeypatch):
+    exact = kernels.int8_product
+    saturating = lambda *arguments: exact(*arguments).clamp(-(2**15), 2**15 - 1)  # noqa: E731  # as 16 bits would
+    monkeypatch.setattr(kernels, "int8_product", saturating)
+    kernels.int8_limit.cache_clear()
+    try:
+        with pytest.raises(ValueError, match="int8 needs float32 on an x86 CPU where oneDNN's int8 products are exact"):
+            pack(model(), int8=True)
+    finally:
+        kernels.int8_limit.cache_clear()
 
 
 @needs("int8")
@@ -364,6 +495,61 @@ def test_what_it_cannot_give_is_refused(arguments, says):
         pack(model(head))(**batch(head) | arguments)
 
 
+def row_of(output, i, length):
+    """Row i of an output of a padded batch, what has an axis of tokens cut to its length, by name."""
+    return {name: x[i, :length] if is_by_token(name, x) else x[i] for name, x in tensors(output).items()}
+
+
+@each_head
+def test_rows_are_run_as_they_are(head):
+    each = model(head, **LONG)
+    fast = pack(each)
+    inputs = random_batch("DistilBertModel", 30, 40)
+    lengths = inputs["attention_mask"].sum(1).tolist()
+    rows = [ids[:length] for ids, length in zip(inputs["input_ids"].tolist(), lengths, strict=True)]
+    if head == "DistilBertForMultipleChoice":
+        inputs = {name: tensor[:, None] for name, tensor in inputs.items()}  # one choice each
+    padded = fast(**inputs)
+    results = fast.rows(rows)
+    assert len(results) == 30
+    for i, (result, length) in enumerate(zip(results, lengths, strict=True)):
+        assert type(result) is type(padded)
+        expected = row_of(padded, i, length)
+        assert tensors(result).keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors(result).items())
+
+
+def test_rows_take_the_memory_of_their_tokens():
+    each = model("DistilBertForTokenClassification", **LONG, num_labels=9)
+    results = pack(each).rows([[7] * 512, *([[7, 8]] * 300)])
+    assert [len(result.logits) for result in results] == [512, *([2] * 300)]
+    storage = {
+        result.logits.untyped_storage().data_ptr(): result.logits.untyped_storage().nbytes() for result in results
+    }
+    assert sum(storage.values()) == (512 + 600) * 9 * 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([], "rows need 1 to 16 tokens each, but got no rows"),
+        ([[1], []], "but row 1 has 0"),
+        ([[1], [2] * 17], "but row 1 has 17"),
+        ([[1, 50]], "rows contain 50 but vocab_size is 50"),
+        ([[-1]], "rows contain -1"),
+        ([[1.5]], "rows must be a tensor of int64 or int32, got torch.float32"),
+    ],
+)
+def test_rows_that_the_model_cannot_take_are_refused(rows, says):
+    with pytest.raises(ValueError, match=says):
+        pack(model()).rows(rows)
+
+
+def test_the_ordinary_call_refuses_lists():
+    with pytest.raises(ValueError, match=r"got a list: for rows without padding use \.rows\(lists\)"):
+        pack(model())([[1, 2], [3]])
+
+
 def test_multiple_choice_needs_its_axis():
     fast = pack(model("DistilBertForMultipleChoice"))
     with pytest.raises(ValueError, match=r"takes \(B, C, S\) or embeds \(B, C, S, D\), got \(3, 7\)"):
@@ -390,7 +576,7 @@ def test_models_that_cannot_be_packed_are_refused():
     hooked.transformer.layer[1].attention.probs.register_forward_hook(lambda *values: None)
     with pytest.raises(ValueError, match=r"some on \['transformer.layer.1.attention.probs'\]"):
         pack(hooked)
-    with pytest.raises(ValueError, match=r"int8 needs float32 on an x86 CPU with VNNI, got torch.float64 on cpu"):
+    with pytest.raises(ValueError, match=r"int8 needs float32 on an x86 CPU .*, got torch.float64 on cpu"):
         pack(model().double(), int8=True)
 
 
