@@ -16,7 +16,7 @@ import platform
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, cast
 
 import torch
@@ -164,18 +164,21 @@ class PackedModel:
         return self._output(result, tuple(map(slots.unpack, states)) if output_hidden_states else None)
 
     @torch.no_grad()
-    def rows(self, rows: Sequence[Sequence[int]]) -> list[Any]:
+    def rows(self, rows: Sequence[Sequence[int]], at: Sequence[Sequence[int]] | None = None) -> list[Any]:
         """Run rows of different lengths as they are: nothing is padded, and nothing is cut off again.
 
         Args:
             rows: the ids of each row, as a tokenizer gives them without padding. For multiple choice a row is a choice.
+            at: for each row, the positions of the tokens whose results are wanted, if the model gives one for each
+                token; None for all. A masked LM gives V numbers for each token, so ask for those at [MASK].
 
         Returns:
             For each row the dataclass that the model returns, without the axis of the batch: logits are (L,), for a
             token head (S, L), hidden states (S, D), with the row's own S; for multiple choice (1,).
 
         Raises:
-            ValueError: no rows, an empty row, one that is longer than the position table, or ids out of range.
+            ValueError: no rows, an empty row, one that is longer than the position table, or ids out of range; `at` for
+                a head that reads [CLS], or a position beyond its row.
         """
         limit = self.config.max_position_embeddings
         lengths = [len(row) for row in rows]
@@ -186,15 +189,36 @@ class PackedModel:
         order = layout.order.tolist()
         ids = torch.tensor([i for row in order for i in rows[row]])  # (T,)
         check_ids("rows", ids[None], "vocab_size", self.config.vocab_size)
-        positions = torch.cat([torch.arange(lengths[row]) for row in order])
-        result, _ = self._run(layout, ids.to(self.device), positions.to(self.device), False)
-        each = result if isinstance(self.model, CLS_HEADS) else layout.split(result)
-        return [self._output(row) for row in each]
+        position_ids = torch.cat([torch.arange(lengths[row]) for row in order])
+        chosen = None if at is None else self._choose(at, lengths, order)
+        result, _ = self._run(layout, ids.to(self.device), position_ids.to(self.device), False, chosen)
+        if not isinstance(self.model, CLS_HEADS):
+            sizes = lengths if at is None else list(map(len, at))
+            parts = result.split([sizes[row] for row in order])
+            return [self._output(parts[place]) for place in layout.order.argsort().tolist()]
+        return [self._output(row) for row in result]
+
+    def _choose(self, at: Sequence[Sequence[int]], lengths: list[int], order: list[int]) -> Tensor:
+        """Return where the tokens at these positions of each row lie in the flat batch."""
+        if isinstance(self.model, CLS_HEADS):
+            raise ValueError(f"{type(self.model).__name__} gives one result for each row: leave out at=")
+        if len(at) != len(lengths) or any(not 0 <= i < n for own, n in zip(at, lengths, strict=True) for i in own):
+            raise ValueError(
+                f"at needs positions in each of {len(lengths)} rows of {lengths} tokens, got {list(at)}"[:300]
+            )
+        starts = accumulate((lengths[row] for row in order), initial=0)
+        chosen = [start + i for start, row in zip(starts, order, strict=False) for i in at[row]]
+        return torch.tensor(chosen, dtype=torch.long, device=self.device)
 
     def _run(
-        self, layout: "Layout", tokens: Tensor, position_ids: Tensor, output_hidden_states: bool
+        self,
+        layout: "Layout",
+        tokens: Tensor,
+        position_ids: Tensor,
+        output_hidden_states: bool,
+        chosen: Tensor | None = None,
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        """Run packed tokens, ids (T,) or embeddings (T, D).
+        """Run packed tokens, ids (T,) or embeddings (T, D); a head that has a result for each token, on `chosen` alone.
 
         Returns:
             What the head gives, or the last hidden states: (T, …) in the layout's order, or if the head reads [CLS],
@@ -207,6 +231,7 @@ class PackedModel:
         if isinstance(model, CLS_HEADS):
             first = x[layout.first] if output_hidden_states else x  # (B, D), of the sorted rows
             return model.head(first[:, None])[layout.order.argsort()], states
+        x = x if chosen is None else x[chosen]
         if isinstance(model, DistilBertForQuestionAnswering):
             return model.qa_outputs(x), states
         return model.head(x) if isinstance(model, TOKEN_HEADS) else x, states
@@ -261,11 +286,6 @@ class Layout:
         self.bounds = F.pad(self.lengths.cumsum(0), (1, 0)).int()  # (B + 1,) first token of each sorted row, and T
         self.first = self.bounds[:-1]
         self.groups = [(len(list(rows)), length) for length, rows in groupby(self.lengths.tolist())]  # (rows, length)
-
-    def split(self, x: Tensor) -> list[Tensor]:
-        """(T, …) -> one (length, …) for each row, in the order of the batch."""
-        parts = x.split(self.lengths.tolist())
-        return [parts[place] for place in self.order.argsort().tolist()]
 
 
 class Slots:

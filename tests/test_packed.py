@@ -519,6 +519,23 @@ def test_rows_are_run_as_they_are(head):
         assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors(result).items())
 
 
+@pytest.mark.parametrize("head", [head for head in HEADS if head not in ON_CLS])
+def test_rows_give_the_results_at_chosen_tokens(head):
+    fast = pack(model(head))
+    rows, at = [[1, 2, 3], [4], [5, 6, 7, 8], [9, 1, 2]], [[2, 0], [], [3], [1]]
+    for everywhere, chosen, places in zip(fast.rows(rows), fast.rows(rows, at), at, strict=True):
+        for name, tensor in tensors(everywhere).items():
+            torch.testing.assert_close(tensors(chosen)[name], tensor[places], atol=1e-5, rtol=0)
+
+
+def test_rows_at_positions_that_there_are_not_are_refused():
+    for wrong in ([[0]], [[0], [2]], [[0], [-1]]):
+        with pytest.raises(ValueError, match=r"at needs positions in each of 2 rows of \[1, 2\] tokens, got "):
+            pack(model()).rows([[1], [2, 3]], wrong)
+    with pytest.raises(ValueError, match="gives one result for each row: leave out at="):
+        pack(model("DistilBertForSequenceClassification")).rows([[1]], [[0]])
+
+
 def test_rows_take_the_memory_of_their_tokens():
     each = model("DistilBertForTokenClassification", **LONG, num_labels=9)
     results = pack(each).rows([[7] * 512, *([[7, 8]] * 300)])
