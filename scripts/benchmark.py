@@ -9,10 +9,12 @@ large matrix product in the same round. "alone or in the batch" is the largest d
 it runs alone and when it runs in the batch.
 
     pip install "minibert[bench]"
-    python scripts/benchmark.py                                        # all systems and batches: 45 minutes
-    python scripts/benchmark.py --batches D F --rounds 3 --systems packed transformers-sdpa ctranslate2
-    python scripts/benchmark.py --lengths lengths.txt --json results.json --plot results.svg
-    python scripts/benchmark.py --show results.json --plot results.svg # again, without measuring
+    python scripts/benchmark.py                                        # all systems and batches: 30 to 45 minutes
+    python scripts/benchmark.py --batches short tail --rounds 3 --systems packed transformers-sdpa ctranslate2
+    python scripts/benchmark.py --lengths lengths.txt --plot results.svg
+    python scripts/benchmark.py --save                                 # keeps the results of this kind of CPU
+    python scripts/benchmark.py --show .github/benchmarks/amd-avx512.json   # again, without measuring; also --plot
+    python scripts/benchmark.py --table .github/benchmarks/amd-avx512.json  # the README's table
     python scripts/benchmark.py --start-up --throughput --batches
 """
 
@@ -28,11 +30,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 os.environ.update(
     KMP_BLOCKTIME="1",  # idle threads sleep
@@ -44,180 +45,15 @@ os.environ.update(
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from systems import SPEED_OF_LIGHT, SYSTEMS
+from torch import Tensor
 
-import minibert
-from minibert import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer, kernels
-from minibert.model import TransformerBlock
+from minibert import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer, pack
 
 CONFIG = DistilBertConfig()
+RESULTS = Path(__file__).parent.parent / ".github" / "benchmarks"  # a file for each kind of CPU
 SECONDS = 0.2  # a system runs a small batch again and again for so long, and its median counts
-SPEED_OF_LIGHT = "sgemm"
-Run = Callable[[Tensor, Tensor], Any]
 Results = dict[str, Any]  # what --json writes
-
-
-def minibert_eager(folder: Path) -> Run:
-    """The model of the book."""
-    model = DistilBertForSequenceClassification.from_pretrained(folder)
-    return lambda ids, mask: model(ids, mask).logits
-
-
-def packed(folder: Path, int8: bool = False) -> Run:
-    """The fast path."""
-    fast = minibert.pack(DistilBertForSequenceClassification.from_pretrained(folder), int8=int8)
-    return lambda ids, mask: fast(ids, mask).logits
-
-
-def packed_int8(folder: Path) -> Run:
-    """The fast path in int8."""
-    return packed(folder, int8=True)
-
-
-def packed_plain(folder: Path) -> Run:
-    """The fast path with torch's own linear layers, as on other CPUs."""
-    kernels.MklLinear.is_available = staticmethod(lambda: False)  # type: ignore[method-assign]
-    return packed(folder)
-
-
-def transformers_eager(folder: Path, attention: str = "eager") -> Run:
-    """The transformers package, attention written out."""
-    from transformers import AutoModelForSequenceClassification
-
-    model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation=attention).eval()
-    return lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits
-
-
-def transformers_sdpa(folder: Path) -> Run:
-    """The transformers package as it comes."""
-    return transformers_eager(folder, "sdpa")
-
-
-def transformers_compile(folder: Path) -> Run:
-    """The same, compiled for any shape."""
-    return torch.compile(transformers_eager(folder, "sdpa"), dynamic=True)
-
-
-def export_onnx(folder: Path) -> Path:
-    """Write the transformers model as an ONNX file, and return where."""
-    from transformers import AutoModelForSequenceClassification
-
-    class Logits(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
-
-        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
-
-    path = Path(tempfile.mkdtemp(dir=folder)) / "model.onnx"
-    names = ["input_ids", "attention_mask"]
-    ids = torch.ones(2, 8, dtype=torch.long)
-    axes = {name: {0: "batch", 1: "tokens"} for name in names}
-    torch.onnx.export(Logits(), (ids, ids), path, input_names=names, dynamic_axes=axes, dynamo=False, opset_version=17)
-    return path
-
-
-def onnxruntime(folder: Path, int8: bool = False) -> Run:
-    """ONNX Runtime with its optimizer for BERT."""
-    import onnxruntime as ort
-    from onnxruntime.quantization import quantize_dynamic
-    from onnxruntime.transformers.optimizer import optimize_model
-
-    path = export_onnx(folder)
-    optimize_model(str(path), model_type="bert", num_heads=12, hidden_size=768).save_model_to_file(str(path))
-    if int8:
-        quantize_dynamic(path, path, per_channel=True, extra_options={"DefaultTensorType": 1})  # 1: float32
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # between runs: the others' time
-    session = ort.InferenceSession(path, options)
-    return lambda ids, mask: session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})[0]
-
-
-def onnxruntime_int8(folder: Path) -> Run:
-    """ONNX Runtime, weights and activations in int8."""
-    return onnxruntime(folder, int8=True)
-
-
-def openvino(folder: Path) -> Run:
-    """OpenVINO in float32."""
-    import openvino as ov
-
-    hints = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = ov.Core().compile_model(export_onnx(folder), "CPU", hints)
-    return lambda ids, mask: compiled({"input_ids": ids.numpy(), "attention_mask": mask.numpy()})[0]
-
-
-def ctranslate2(folder: Path, compute_type: str = "float32") -> Run:
-    """CTranslate2's encoder, which drops padding too; the head in torch."""
-    import ctranslate2 as ct2
-
-    path = Path(tempfile.mkdtemp(dir=folder)) / "model"
-    ct2.converters.TransformersConverter(str(folder)).convert(str(path))
-    encoder = ct2.Encoder(str(path), compute_type=compute_type, intra_threads=torch.get_num_threads())
-    model = DistilBertForSequenceClassification.from_pretrained(folder)
-
-    def run(ids: Tensor, mask: Tensor) -> Tensor:
-        rows = [row[:length] for row, length in zip(ids.tolist(), mask.sum(1).tolist(), strict=True)]
-        return model.head(torch.from_numpy(np.array(encoder.forward_batch(rows).last_hidden_state)))
-
-    return run
-
-
-def ctranslate2_int8(folder: Path) -> Run:
-    """CTranslate2 in int8."""
-    return ctranslate2(folder, "int8")
-
-
-def torch_encoder(folder: Path) -> Run:
-    """nn.TransformerEncoder, whose fast path turns padded rows into a nested tensor."""
-    model = DistilBertForSequenceClassification.from_pretrained(folder)
-    blocks = cast(list[TransformerBlock], list(model.distilbert.transformer.layer))
-    layer = nn.TransformerEncoderLayer(768, 12, 3072, activation="gelu", batch_first=True, layer_norm_eps=1e-12)
-    encoder = nn.TransformerEncoder(layer, len(blocks), enable_nested_tensor=True).eval()
-    for target, block in zip(encoder.layers, blocks, strict=True):
-        attention = block.attention
-        qkv = (attention.q_lin, attention.k_lin, attention.v_lin)
-        parts: dict[str, nn.Module] = {
-            "linear1": block.ffn.lin1,
-            "linear2": block.ffn.lin2,
-            "self_attn.out_proj": attention.out_lin,
-        }
-        parts |= {"norm1": block.sa_layer_norm, "norm2": block.output_layer_norm}
-        state = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
-        state |= {f"self_attn.in_proj_{key}": torch.cat([getattr(p, key) for p in qkv]) for key in ("weight", "bias")}
-        target.load_state_dict(state)
-
-    def run(ids: Tensor, mask: Tensor) -> Tensor:
-        padding = None if mask.all() else mask == 0
-        return model.head(encoder(model.distilbert.embeddings(ids), src_key_padding_mask=padding))
-
-    return run
-
-
-def sgemm(folder: Path) -> Run:
-    """A product of two 2048 x 2048 matrices: what the machine can do."""
-    a, b, out = torch.randn(2048, 2048), torch.randn(2048, 2048), torch.empty(2048, 2048)
-    return lambda ids, mask: torch.mm(a, b, out=out)[:1, :2]  # as if logits
-
-
-SYSTEMS: dict[str, Callable[[Path], Run]] = {
-    "packed": packed,
-    "packed-int8": packed_int8,
-    "packed-plain": packed_plain,
-    "minibert-eager": minibert_eager,
-    "transformers-eager": transformers_eager,
-    "transformers-sdpa": transformers_sdpa,
-    "transformers-compile": transformers_compile,
-    "onnxruntime": onnxruntime,
-    "onnxruntime-int8": onnxruntime_int8,
-    "openvino": openvino,
-    "ctranslate2": ctranslate2,
-    "ctranslate2-int8": ctranslate2_int8,
-    "nn.TransformerEncoder": torch_encoder,
-    SPEED_OF_LIGHT: sgemm,
-}
 
 
 def draw_lengths(mean: float, sigma: float, longest: int, seed: int, count: int = 32) -> list[int]:
@@ -226,20 +62,29 @@ def draw_lengths(mean: float, sigma: float, longest: int, seed: int, count: int 
     return [int(length) for length in drawn.clip(5, longest).round()]
 
 
+SHORT_SIZES = (1, 2, 4, 8, 16, 64)
 BATCHES: dict[str, list[int]] = {
-    "A": [16],
-    "B": [128],
-    "C": [128] * 32,
-    "D": draw_lengths(25, 0.45, 64, 3),  # like the sentences of SST-2
-    "E": draw_lengths(90, 0.9, 512, 3),  # heavy-tailed, like reviews
-    "F": draw_lengths(25, 0.45, 64, 0),
-    "G": draw_lengths(90, 0.9, 512, 8),
-    **{
-        f"F{count}": draw_lengths(25, 0.45, 64, 0, count) for count in (1, 2, 4, 8, 16, 64)
-    },  # smaller and larger than F
+    "1 x 16": [16],
+    "1 x 128": [128],
+    "32 x 128": [128] * 32,
+    "short": draw_lengths(25, 0.45, 64, 0),  # 32 texts, like the sentences of SST-2
+    "short, uneven": draw_lengths(25, 0.45, 64, 3),
+    "tail": draw_lengths(90, 0.9, 512, 8),  # 32 texts, a few of them long, like reviews
+    "heavy tail": draw_lengths(90, 0.9, 512, 3),
+    **{f"{count} short": draw_lengths(25, 0.45, 64, 0, count) for count in SHORT_SIZES},
 }
-BY_PADDING = ("C", "F", "D", "G", "E")
-BY_SIZE = ("F1", "F2", "F4", "F8", "F16", "F", "F64")
+MAIN = tuple(BATCHES)[:7]
+BY_PADDING = MAIN[2:]
+BY_SIZE = (*(f"{count} short" for count in SHORT_SIZES[:-1]), "short", "64 short")
+IN_TABLE = {  # the README's rows
+    "transformers-sdpa": "transformers, sdpa",
+    "transformers-compile": "transformers, torch.compile",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "ctranslate2": "CTranslate2",
+    "minibert-eager": "minibert, eager",
+    "packed-int8": "`pack(model, int8=True)`",
+}
 
 
 def make_batch(lengths: list[int]) -> tuple[Tensor, Tensor]:
@@ -356,7 +201,7 @@ def run_systems(names: list[str], batches: dict[str, list[int]], folder: Path, a
         system.pipe.send(None)
     eager = next((system.logits for system in systems if system.name == "minibert-eager"), {})
     return {
-        "machine": {"torch": torch.__version__, "threads": args.threads, "platform": platform.platform()},
+        "machine": describe_machine(folder, args.threads),
         "batches": batches,
         "systems": {
             system.name: {
@@ -367,6 +212,39 @@ def run_systems(names: list[str], batches: dict[str, list[int]], folder: Path, a
             for system in systems
         },
     }
+
+
+def describe_machine(folder: Path, n_threads: int) -> dict[str, Any]:
+    """Return what the results hold for: CPU, instruction set, versions, and the kernels that `pack` chose."""
+    model = DistilBertForSequenceClassification.from_pretrained(folder)
+    fast = pack(model)
+    return {
+        "cpu": cpu_name(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "threads": n_threads,
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "kernels": fast.kernels,
+        "batch_invariant": fast.batch_invariant,
+        "int8 kernels": pack(model, int8=True).kernels,
+    }
+
+
+def cpu_name() -> str:
+    """Return the CPU's vendor, family and name, such as "AuthenticAMD, family 26, AMD EPYC"."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    facts = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]))
+    return f"{facts.get('vendor_id')}, family {facts.get('cpu family')}, {facts.get('model name')}"
+
+
+def kind_of_cpu(machine: dict[str, Any]) -> str:
+    """Return the name of the results file: "amd-avx512"."""
+    vendors = {"AuthenticAMD": "amd", "GenuineIntel": "intel"}
+    vendor = machine["cpu"].split(",")[0]
+    return f"{vendors.get(vendor, vendor)}-{machine['isa']}".lower()
 
 
 def ratios(numerator: list[float], denominator: list[float]) -> list[float]:
@@ -381,6 +259,7 @@ def summary(values: list[float]) -> str:
 
 def report(results: Results) -> None:
     """Print a table for each batch: median time, times over that of `packed`, over ideal, differences in logits."""
+    print(", ".join(f"{name}: {value}" for name, value in results["machine"].items()))
     systems = dict(results["systems"])
     light, packed_seconds = systems.pop(SPEED_OF_LIGHT, None), systems.get("packed", {}).get("seconds")
     for batch, lengths in results["batches"].items():
@@ -401,6 +280,18 @@ def report(results: Results) -> None:
             print(f"| {name} | {statistics.median(times) * 1e3:.1f} | {against} | {over} | {distance} | {drift} |")
 
 
+def print_table(results: Results) -> None:
+    """Print the README's table: median time over that of `packed`, a column for each batch."""
+    systems, batches = results["systems"], [batch for batch in MAIN if batch in results["batches"]]
+    padding = [f"*{padding_ratio(results['batches'][batch]):.1f}*" for batch in batches]
+    rows = [["time over that of `pack`", *batches], ["---"] * (len(batches) + 1), ["*padded / real tokens*", *padding]]
+    for name, title in IN_TABLE.items():
+        if name in systems:
+            pairs = [(systems[name]["seconds"][batch], systems["packed"]["seconds"][batch]) for batch in batches]
+            rows.append([title, *(f"{statistics.median(ratios(*pair)):.2f}" for pair in pairs)])
+    print("\n".join(f"| {' | '.join(row)} |" for row in rows))
+
+
 def save_plot(results: Results, path: Path) -> None:
     """Draw the time over that of `packed`, against the padding ratio and against the batch size."""
     from matplotlib import pyplot
@@ -419,7 +310,7 @@ def save_plot(results: Results, path: Path) -> None:
                 axes.plot([places[b] for b in drawn], list(map(statistics.median, paired)), style, ms=3, label=name)
     panels[0].set(xlabel="padded tokens / real tokens", ylabel="time / time of packed", yscale="log")
     panels[0].set_yticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
-    panels[1].set(xlabel="texts in the batch, lengths like F's", xscale="log")
+    panels[1].set(xlabel="texts in the batch, as in short", xscale="log")
     ticks = [sizes[batch] for batch in BY_SIZE if batch in sizes]
     panels[1].set_xticks(ticks, list(map(str, ticks)))
     panels[1].minorticks_off()
@@ -480,19 +371,6 @@ def time_throughput(folder: Path, count: int, rounds: int) -> None:
     print(f"minibert / transformers: {summary(ratios(speeds['minibert'], speeds['transformers']))}")
 
 
-def print_profile(folder: Path, batch: str, threads: int) -> None:
-    """Print where the time of `packed` goes in a batch, operator by operator."""
-    torch.set_num_threads(threads)
-    run, (ids, mask) = packed(folder), make_batch(BATCHES[batch])
-    for _ in range(5):
-        run(ids, mask)
-    with torch.profiler.profile() as profiler:
-        for _ in range(10):
-            run(ids, mask)
-    print(f"\n{batch}, 10 runs of packed")
-    print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=10, max_name_column_width=40))
-
-
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -501,12 +379,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--lengths", type=Path, help="file of numbers: one more batch, with rows of these lengths")
     parser.add_argument("--rounds", type=int, default=9, help="how often each system runs each batch")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each system")
-    parser.add_argument("--json", type=Path, help="write all measurements here")
+    parser.add_argument("--save", action="store_true", help="keep the results, as those of this kind of CPU")
     parser.add_argument("--show", type=Path, metavar="JSON", help="show what an earlier run wrote, and measure nothing")
+    parser.add_argument("--table", type=Path, metavar="JSON", help="the same as the README's table")
     parser.add_argument("--plot", type=Path, help="write a picture here (needs matplotlib)")
-    parser.add_argument(
-        "--profile", nargs="*", choices=BATCHES, default=[], metavar="BATCH", help="also show where packed's time goes"
-    )
     parser.add_argument("--start-up", action="store_true", help="also time cold processes")
     parser.add_argument("--throughput", type=int, nargs="?", const=2000, help="also time a corpus of sentences")
     args = parser.parse_args()
@@ -521,6 +397,9 @@ def main() -> None:
     batches = {name: BATCHES[name] for name in args.batches}
     if args.lengths:
         batches[args.lengths.stem] = [int(number) for number in args.lengths.read_text().split()]
+    if args.table:
+        print_table(json.loads(args.table.read_text()))
+        return
     if args.show:
         show(json.loads(args.show.read_text()), args.plot)
         return
@@ -529,11 +408,11 @@ def main() -> None:
         save_checkpoint(folder)
         if batches:
             results = run_systems(args.systems, batches, folder, args)
-            if args.json:
-                args.json.write_text(json.dumps(results, indent=1))
+            if args.save:
+                file = RESULTS / f"{kind_of_cpu(results['machine'])}.json"
+                file.parent.mkdir(exist_ok=True)
+                file.write_text(json.dumps(results))
             show(results, args.plot)
-        for batch in args.profile:
-            print_profile(folder, batch, args.threads)
         if args.start_up:
             time_start_up(folder, args.rounds)
         if args.throughput:
