@@ -5,7 +5,7 @@
         print(result.label, result.score)
 
 Results come in the order of the texts, and lazily: texts are read only when results are asked for, one batch at a
-time. What bounds a batch is its number of tokens, not of texts: the model is packed, padding costs nothing, and texts
+time. What bounds a batch is its number of tokens, not of texts: the model is packed, nothing is padded, and texts
 need no sorting by length. Where `model.batch_invariant` is True a text's result is the same to the bit in any company.
 A pipeline can be pickled, weights and all, and sent to another process. For a progress bar, wrap the texts.
 
@@ -23,7 +23,6 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from .checkpoint import CheckpointFiles
 from .config import DistilBertConfig
@@ -34,7 +33,7 @@ from .heads import (
     DistilBertForTokenClassification,
 )
 from .model import DistilBertModel
-from .packed import PackedModel, pack
+from .packed import pack
 from .pretrained import PreTrainedModel
 from .tokenizer import BatchEncoding, DistilBertTokenizer
 
@@ -79,22 +78,18 @@ class Pipeline(ABC, Generic[Input, Result]):
         check_at_least(1, "batch_tokens", self.batch_tokens)
         check_at_least(3, "max_length", self.max_length)  # [CLS], a token, [SEP]
         files = CheckpointFiles(self.checkpoint, revision=self.revision)  # one for both: of the same commit
-        self.model = self.load(files)
+        self.model = pack(self.model_class.from_files(files, device=self.device))
         self.tokenizer = DistilBertTokenizer.from_files(files)
         positions = self.model.config.max_position_embeddings
         self.max_length = min(self.max_length, positions, self.tokenizer.model_max_length or positions)
-
-    def load(self, files: CheckpointFiles) -> PackedModel:
-        """Load the model and pack it."""
-        return pack(self.model_class.from_files(files, device=self.device))
 
     @abstractmethod
     def encode(self, text: Input) -> BatchEncoding:
         """Turn an input into `input_ids`, one row or several of at most `max_length` tokens."""
 
     @abstractmethod
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Sequence[Tensor]:
-        """Run the model on (B, S) ids and mask, and return one tensor for each row."""
+    def forward(self, rows: list[list[int]]) -> Sequence[Tensor]:
+        """Run the model on rows of ids, and return one tensor for each row."""
 
     @abstractmethod
     def read(self, text: Input, encoding: BatchEncoding, outputs: Sequence[Tensor]) -> Result:
@@ -132,12 +127,9 @@ class Pipeline(ABC, Generic[Input, Result]):
         for text, encoding in portion:
             yield self.read(text, encoding, list(islice(outputs, len(encoding.input_ids))))
 
+    @torch.no_grad()
     def _run_batch(self, rows: list[list[int]]) -> list[Tensor]:
-        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)  # (B, S); hidden, so any id will do
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()  # (B, S)
-        with torch.no_grad():
-            return [output.cpu() for output in self.forward(ids.to(self.model.device), mask.to(self.model.device))]
+        return [output.cpu() for output in self.forward(rows)]
 
     def _encode_whole(self, text: str, truncation: bool) -> BatchEncoding:
         """Turn a text into one row.
@@ -220,9 +212,9 @@ class TextClassifier(Pipeline[str, Classification]):
         """Turn a text into one row."""
         return self._encode_whole(text, self.truncation)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Sequence[Tensor]:
+    def forward(self, rows: list[list[int]]) -> Sequence[Tensor]:
         """Return the logits (L,) of each row."""
-        return self.model(input_ids, attention_mask).logits.unbind()
+        return [output.logits for output in self.model.rows(rows)]
 
     def read(self, text: str, encoding: BatchEncoding, outputs: Sequence[Tensor]) -> Classification:
         """Name the classes and find the best."""
@@ -300,9 +292,9 @@ class TokenClassifier(Pipeline[str, list[Entity]]):
             return_offsets_mapping=True,
         )
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Sequence[Tensor]:
+    def forward(self, rows: list[list[int]]) -> Sequence[Tensor]:
         """Return the probabilities (S, L) of each row."""
-        return self.model(input_ids, attention_mask).logits.softmax(-1).unbind()
+        return [output.logits.softmax(-1) for output in self.model.rows(rows)]
 
     def read(self, text: str, encoding: BatchEncoding, outputs: Sequence[Tensor]) -> list[Entity]:
         """Join tokens to words and words to entities."""
@@ -316,7 +308,7 @@ class TokenClassifier(Pipeline[str, list[Entity]]):
     def _tokens(self, encoding: BatchEncoding, i: int, probs: Tensor) -> list[tuple[int | None, Word]]:
         """Return the tokens of window i, each with the number of its word."""
         scores, labels = (column.tolist() for column in probs.max(-1))
-        columns = zip(encoding.word_ids(i), encoding.offset_mapping[i], labels, scores, strict=False)  # less padding
+        columns = zip(encoding.word_ids(i), encoding.offset_mapping[i], labels, scores, strict=True)
         names = self.model.config.id2label
         tokens = [(word_id, Word(names[label], score, *offsets)) for word_id, offsets, label, score in columns]
         return tokens[1:-1]  # without [CLS] and [SEP]
@@ -392,12 +384,6 @@ class MaskFiller(Pipeline[str, list[list[Candidate]]]):
         if self.tokenizer.mask_token_id is None:
             raise ValueError(f"{self.checkpoint}: its vocabulary has no {self.tokenizer.mask_token}")
 
-    def load(self, files: CheckpointFiles) -> PackedModel:
-        """Load the model, pack its encoder, and keep its head, which is large, for the few tokens that need it."""
-        model = DistilBertForMaskedLM.from_files(files, device=self.device)
-        self.head = model.head
-        return pack(model.distilbert)
-
     def encode(self, text: str) -> BatchEncoding:
         """Turn a text into one row."""
         encoding = self._encode_whole(text, self.truncation)
@@ -405,11 +391,10 @@ class MaskFiller(Pipeline[str, list[list[Candidate]]]):
             raise ValueError(f"there is no {self.tokenizer.mask_token} in it to fill")
         return encoding
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Sequence[Tensor]:
+    def forward(self, rows: list[list[int]]) -> Sequence[Tensor]:
         """Return the probabilities of each row, (number of its [MASK]s, V)."""
-        hidden_states = self.model(input_ids, attention_mask).last_hidden_state
-        rows = zip(hidden_states, input_ids, strict=True)
-        return [self.head(row[ids == self.tokenizer.mask_token_id]).softmax(-1) for row, ids in rows]
+        masks = [[i for i, token in enumerate(row) if token == self.tokenizer.mask_token_id] for row in rows]
+        return [output.logits.softmax(-1) for output in self.model.rows(rows, at=masks)]
 
     def read(self, text: str, encoding: BatchEncoding, outputs: Sequence[Tensor]) -> list[list[Candidate]]:
         """Name the likeliest tokens."""
@@ -483,10 +468,9 @@ class QuestionAnswerer(Pipeline[tuple[str, str], list[Answer]]):
             return_offsets_mapping=True,
         )
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Sequence[Tensor]:
+    def forward(self, rows: list[list[int]]) -> Sequence[Tensor]:
         """Return the logits (S, 2) of each row: that the answer begins at a token, that it ends there."""
-        output = self.model(input_ids, attention_mask)
-        return torch.stack((output.start_logits, output.end_logits), -1).unbind()
+        return [torch.stack((output.start_logits, output.end_logits), -1) for output in self.model.rows(rows)]
 
     def read(self, text: tuple[str, str], encoding: BatchEncoding, outputs: Sequence[Tensor]) -> list[Answer]:
         """Collect the best spans of all windows."""
@@ -568,11 +552,10 @@ class Embedder(Pipeline[str, Tensor]):
         """Turn a text into one row."""
         return self._encode_whole(text, self.truncation)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Sequence[Tensor]:
-        """Return the vector of each row, padding left out."""
-        hidden_states = self.model(input_ids, attention_mask).last_hidden_state
-        rows = [row[:length] for row, length in zip(hidden_states, attention_mask.sum(1).tolist(), strict=True)]
-        return [row.mean(0) if self.pooling == "mean" else row[0].clone() for row in rows]
+    def forward(self, rows: list[list[int]]) -> Sequence[Tensor]:
+        """Return the vector of each row."""
+        states = [output.last_hidden_state for output in self.model.rows(rows)]
+        return [state.mean(0) if self.pooling == "mean" else state[0].clone() for state in states]
 
     def read(self, text: str, encoding: BatchEncoding, outputs: Sequence[Tensor]) -> Tensor:
         """Return the vector of the one row."""
