@@ -4,6 +4,7 @@ from .attribution import gradient_times_input, integrated_gradients, logit_lens,
 from .compare import compare, compare_checkpoint
 from .figure import attention_figure
 from .interventions import ablate_heads, patch
+from .lab import attention_lab
 from .masks import check_pad_invariance, compare_masks, mask_only, renormalisation
 from .padding import left_padding, pad_mass, padding_cost, padding_drift, precision_ladder
 from .page import attention_page
@@ -14,6 +15,7 @@ from .walk import walk
 __all__ = [
     "ablate_heads",
     "attention_figure",
+    "attention_lab",
     "attention_page",
     "capture",
     "capture_nbytes",
