@@ -170,11 +170,9 @@ class PackedModel:
         model, tokens = self.model, input_ids if inputs_embeds is None else inputs_embeds
         n_choices = None
         if isinstance(model, DistilBertForMultipleChoice) and tokens is not None:
-            if tokens.ndim != (3 if inputs_embeds is None else 4):
-                raise ValueError(f"multiple choice takes (B, C, S) or embeds (B, C, S, D), got {tuple(tokens.shape)}")
-            n_choices = tokens.shape[1]
-            input_ids, attention_mask = flatten_choices(input_ids), flatten_choices(attention_mask)
-            inputs_embeds, position_ids = flatten_choices(inputs_embeds), flatten_choices(position_ids)
+            n_choices, (input_ids, attention_mask, inputs_embeds, position_ids) = flatten_choices(
+                input_ids, attention_mask, inputs_embeds, position_ids
+            )
         check_inputs(self.config, input_ids, attention_mask, inputs_embeds, position_ids)
         tokens = cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds)
         real = find_real(tokens, attention_mask, isinstance(model, CLS_HEADS))

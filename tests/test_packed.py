@@ -571,7 +571,7 @@ def test_the_ordinary_call_refuses_lists():
 
 def test_multiple_choice_needs_its_axis():
     fast = pack(model("DistilBertForMultipleChoice"))
-    with pytest.raises(ValueError, match=r"takes \(B, C, S\) or embeds \(B, C, S, D\), got \(3, 7\)"):
+    with pytest.raises(ValueError, match=r"takes \(B, C, S\) ids or \(B, C, S, D\) embeds, got \(3, 7\)"):
         fast(**batch())
     with pytest.raises(ValueError, match=r"got \(3, 7, 32\)"):
         fast(inputs_embeds=torch.zeros(3, 7, 32))

@@ -94,13 +94,6 @@ def encoder_of(model: Model) -> DistilBertModel:
     return model if isinstance(model, DistilBertModel) else model.distilbert
 
 
-def read_head(model: ModelWithHead | DistilBertForQuestionAnswering, hidden_states: Tensor) -> Tensor:
-    """(B, S, D) -> logits, (B, L) or (B, S, L); begin and end of an answer are two labels."""
-    if isinstance(model, DistilBertForQuestionAnswering):
-        return model.qa_outputs(model.dropout(hidden_states))
-    return model.head(hidden_states)
-
-
 def run(model: Model, rows: Rows, mask: bool) -> dict[str, Tensor]:
     """Run a model with or without its mask.
 
@@ -112,7 +105,7 @@ def run(model: Model, rows: Rows, mask: bool) -> dict[str, Tensor]:
     stages = dict(zip(names, output.hidden_states, strict=True))
     if isinstance(model, DistilBertModel):
         return stages
-    return stages | {"logits": read_head(model, output.last_hidden_state)}
+    return stages | {"logits": model.head(output.last_hidden_state)}
 
 
 def attentions(model: Model, rows: Rows, mask: bool) -> tuple[Tensor, ...]:
@@ -389,7 +382,7 @@ def pool_at_first_real_token(model: Model, stages: Mapping[str, Tensor], real: T
         return dict(stages)
     *_, last_hidden_state, _ = stages.values()
     first_token = last_hidden_state[torch.arange(len(real)), real.int().argmax(dim=1)]  # (B, D)
-    return {**stages, "logits": read_head(model, first_token[:, None])}
+    return {**stages, "logits": model.head(first_token[:, None])}
 
 
 # What padding costs
