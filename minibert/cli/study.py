@@ -11,8 +11,10 @@ import torch
 from .. import DEMO
 from ..checkpoint import CheckpointFiles
 from ..heads import DistilBertForSequenceClassification
-from ..study.compare import compare_checkpoint, load_checkpoint
-from ..study.masks import check_pad_invariance, compare_masks, renormalisation
+from ..study.compare import compare_checkpoint
+from ..study.leak import check_pad_invariance, renormalisation
+from ..study.masks import compare_masks
+from ..study.models import load_checkpoint
 from ..study.padding import left_padding, pad_mass, padding_cost, padding_drift, precision_ladder
 from ..study.page import attention_page
 from ..study.report import Report, plain, table

@@ -1,4 +1,4 @@
-"""What every result of the study has in common: it holds plain tensors, prints as a table, and goes into JSON."""
+"""What all reports have in common: they hold plain tensors, print as a table, and turn into JSON."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ class Report:
 
 
 def plain(value: Any) -> Any:
-    """Turn tensors into nested lists, inside dicts, lists and reports too; NaN and infinity, no JSON, to None."""
+    """Turn tensors into nested lists, also inside dicts, lists and reports; NaN and infinity become None, for JSON."""
     if isinstance(value, Tensor):
         return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
@@ -51,8 +51,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     )
 
 
+def layers_by_heads(values: Tensor, last: str, summary: Tensor) -> str:
+    """Lay out (N, H) values and a last column of (N,), with two digits, so that twelve heads fit on a line."""
+    header = ["layer", *(f"head {i}" for i in range(values.shape[1])), last]
+    columns = torch.cat([values, summary[:, None]], dim=1).tolist()
+    return table(header, [[layer, *(f"{x:.2g}" for x in row)] for layer, row in enumerate(columns)])
+
+
 def _is_number(cell: object) -> bool:
-    """Whether a cell is a number, be it one already formatted, such as "+ 0.5" or "12.0%"."""
+    """Whether a cell is a number, also one already formatted, such as "+ 0.5" or "12.0%"."""
     return isinstance(cell, int | float) or str(cell).lstrip("+-= ")[:1].isdigit()
 
 

@@ -1,4 +1,4 @@
-"""The trace: every value of one forward pass, in order, with its formula; and one query's numbers in full."""
+"""The trace: every value of one forward pass, in order, with its formula; and all numbers of one query."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..pretrained import PreTrainedModel
+from .models import attention_step, choose
 from .report import Report, dtype_name, table
 from .steps import capture, check_eval
 
-FORMULAS = {  # by the end of a step's name; x is what the module before gave
+FORMULAS = {  # by the end of a step's name; x is the value before
     "word_embeddings": "W[ids]",
     "position_embeddings": "P[positions]",
     "embeddings.sum": "word + position",
@@ -53,7 +54,7 @@ KEY_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
 
 @dataclass
 class Trace(Report):
-    """Every value in order of execution, and what one query computes for each key.
+    """Every value in order of execution, and the numbers of one query for each key.
 
     Args:
         steps: a row each: name, formula, shape, dtype, smallest and largest value.
@@ -116,33 +117,35 @@ def trace(
         query: position in the row.
 
     Raises:
-        ValueError: a place that there is not.
+        ValueError: a layer, head, row or query that does not exist.
     """
     check_eval(model)
     length = batch["input_ids"].shape[-1]
     sizes = (model.config.n_layers, model.config.n_heads, len(tokens), length)
     for name, index, size in zip(("layer", "head", "row", "query"), (layer, head, row, query), sizes, strict=True):
-        if not 0 <= index < size:
-            raise ValueError(f"{name} must be 0 to {size - 1}, got {index}")
+        choose(name, [index], size)
     with capture(model) as captured:
         model(**batch)
     parts = {name for name, module in model.named_modules() if not any(module.children())}
     steps = [
-        (name, formula(name, model), tuple(value.shape), dtype_name(value.dtype), *value_range(value))
+        (
+            name,
+            formula(name, model),
+            tuple(value.shape),
+            dtype_name(value.dtype),
+            value.min().item(),
+            value.max().item(),
+        )
         for name, value in captured.items()
         if name in parts and not name.endswith("dropout")  # which does nothing here
     ]
-    attention = f"{model.encoder_prefix}transformer.layer.{layer}.attention."
-    keys = {name: captured[attention + name][row, head, query] for name in ("scores", "masked_scores", "probs")}
-    if (mask := captured.get(attention + "mask")) is not None:
-        keys["mask"] = mask.expand(-1, model.config.n_heads, length, -1)[row, head, query]
+    value = {name: captured.get(attention_step(model, layer, name)) for name in KEY_COLUMNS}
+    keys = {
+        name: each.expand(-1, model.config.n_heads, length, -1)[row, head, query]  # a padding mask is (B, 1, 1, S)
+        for name, each in value.items()
+        if each is not None
+    }
     return Trace(steps, layer, head, row, query, tokens[row], keys)
-
-
-def value_range(value: Tensor) -> tuple[float, float]:
-    """Smallest and largest value."""
-    low, high = value.aminmax()
-    return low.item(), high.item()
 
 
 def formula(name: str, model: PreTrainedModel) -> str:

@@ -1,4 +1,4 @@
-"""The walk: a sentence alone, padded without a mask, padded with one, and why its logits move and come back."""
+"""The walk: a sentence alone, padded without a mask, padded with the mask, and why its logits move and come back."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..heads import DistilBertForSequenceClassification
 from ..tokenizer import DistilBertTokenizer
+from .models import attention_step
 from .report import Report, table
 from .steps import capture, check_eval
 from .trace import keys_table
@@ -21,7 +22,7 @@ RUNS = {
     "padded": "Padded into one batch, without a mask",
     "padded, mask": "Padded into one batch, with the mask",
 }
-ROUNDING = 1e-3  # a larger change of a logit is no rounding; float32 gives about 1e-6
+ROUNDING = (1e-6, 1e-5, 1e-4, 1e-3)  # a change of a logit up to one of these is rounding; its bits depend on the CPU
 WIDTH = 96  # characters of a row of tokens
 
 
@@ -40,7 +41,7 @@ class Walk(Report):
         subject: row of the shortest sentence, the one that is followed.
         logits: for each of RUNS, "alone" and "alone, mask" (1, L), "padded" and "padded, mask" (B, L).
         head: head of layer 0 in which the subject's [CLS] gives the most attention to padding.
-        table: what that [CLS] computes for each key there, (S,) each: scores, mask, masked_scores, probs, and
+        keys: what that [CLS] computes for each key there, (S,) each: scores, mask, masked_scores, probs, and
             probs_without_mask.
         pad_mass: for "padded" and "padded, mask", (n_layers,): the share of attention that the subject's real
             queries give to padding, mean over queries and heads.
@@ -54,7 +55,7 @@ class Walk(Report):
     subject: int
     logits: dict[str, Tensor]
     head: int
-    table: dict[str, Tensor]
+    keys: dict[str, Tensor]
     pad_mass: dict[str, Tensor]
 
     def __str__(self) -> str:
@@ -79,18 +80,18 @@ class Walk(Report):
         if run == "alone":
             return ""
         moved = (logits - self.logits["alone"][0]).abs().max().item()
-        if moved == 0:
+        if run == "alone, mask" and moved == 0:  # on every machine: a mask of all ones adds 0 to each score
             return "     <- the same bits as in 1"
-        if moved < ROUNDING:
-            return f"     <- as in 1, to rounding ({moved:.0e})"
+        if bound := next((bound for bound in ROUNDING if moved <= bound), None):
+            return f"     <- as in 1, to rounding (at most {bound:.0e})"
         return f"     <- moved by up to {moved:.4f}"
 
     def _inside(self) -> Iterator[str]:
         tokens, text = self.tokens[self.subject], self.texts[self.subject]
         yield f"Why: layer 0, head {self.head}, what [CLS] of {text!r} computes for each key"
-        yield indent(keys_table(tokens, self.table), "   ")
+        yield indent(keys_table(tokens, self.keys), "   ")
         real = int(self.attention_mask[self.subject].sum())
-        lost = self.table["probs_without_mask"][real:].sum().item()
+        lost = self.keys["probs_without_mask"][real:].sum().item()
         yield f"   Without a mask [PAD] takes {lost:.1%} of this attention. The mask makes its scores so low that"
         yield "   exp() of them is exactly 0, and the softmax gives the whole to the real keys."
         yield ""
@@ -126,14 +127,17 @@ def walk(
     input_ids, attention_mask, subject = batch.input_ids, batch.attention_mask, lengths.index(shortest)
     alone = input_ids[subject : subject + 1, :shortest]
     logits = {"alone": model(alone).logits, "alone, mask": model(alone, torch.ones_like(alone)).logits}
-    patterns = [f"*.attention.{name}" for name in ("scores", "mask", "masked_scores", "probs")]
-    with capture(model, *patterns) as without_mask:
+    with capture(model, "*.attention.probs") as without_mask:
         logits["padded"] = model(input_ids).logits
-    with capture(model, *patterns) as with_mask:
+    with capture(model, "*.attention.*") as with_mask:
         logits["padded, mask"] = model(input_ids, attention_mask).logits
 
-    layer_0 = "distilbert.transformer.layer.0.attention."
-    head = int(without_mask[layer_0 + "probs"][subject, :, 0, shortest:].sum(-1).argmax())
+    probs, masked_probs = (
+        [value[subject] for name, value in steps.items() if name.endswith(".probs")]  # each layer's (H, S, S)
+        for steps in (without_mask, with_mask)
+    )
+    head = int(probs[0][:, 0, shortest:].sum(-1).argmax())
+    step = {name: with_mask[attention_step(model, 0, name)] for name in ("scores", "mask", "masked_scores")}
     return Walk(
         texts=texts,
         tokens=[tokenizer.convert_ids_to_tokens(row) for row in input_ids.tolist()],
@@ -143,27 +147,22 @@ def walk(
         subject=subject,
         logits=logits,
         head=head,
-        table={
-            "scores": with_mask[layer_0 + "scores"][subject, head, 0],
-            "mask": with_mask[layer_0 + "mask"][subject, 0, 0],
-            "masked_scores": with_mask[layer_0 + "masked_scores"][subject, head, 0],
-            "probs": with_mask[layer_0 + "probs"][subject, head, 0],
-            "probs_without_mask": without_mask[layer_0 + "probs"][subject, head, 0],
+        keys={
+            "scores": step["scores"][subject, head, 0],
+            "mask": step["mask"][subject, 0, 0],
+            "masked_scores": step["masked_scores"][subject, head, 0],
+            "probs": masked_probs[0][head, 0],
+            "probs_without_mask": probs[0][head, 0],
         },
         pad_mass={
-            run: torch.stack([p[subject, :, :shortest, shortest:].sum(-1).mean() for p in _probs(steps)])
-            for run, steps in (("padded", without_mask), ("padded, mask", with_mask))
+            run: torch.stack([p[:, :shortest, shortest:].sum(-1).mean() for p in each])
+            for run, each in (("padded", probs), ("padded, mask", masked_probs))
         },
     )
 
 
-def _probs(steps: dict[str, Tensor]) -> list[Tensor]:
-    """Each layer's (B, H, S, S) probabilities."""
-    return [value for name, value in steps.items() if name.endswith(".attention.probs")]
-
-
 def _columns(cells: dict[str, list[Any]]) -> Iterator[str]:
-    """Print rows one below the other, column by column aligned, folded at WIDTH."""
+    """Lay out rows one below the other with aligned columns, in several lines where they are wider than WIDTH."""
     rows = {name: [str(value) for value in values] for name, values in cells.items()}
     widths = [max(map(len, column)) for column in zip(*rows.values(), strict=True)]
     start = 0
