@@ -1,6 +1,8 @@
 """The README and its neighbours show what the commands, the library and the model really give."""
 
+import ast
 import doctest
+import graphlib
 import os
 import re
 import runpy
@@ -84,6 +86,22 @@ def test_every_file_that_is_named_exists(page):
         from_root = path.resolve().relative_to(ROOT)
         root = Path(minibert.__file__).parents[1] if from_root.parts[0] == "minibert" else ROOT  # it may be installed
         assert (root / from_root).exists(), path
+
+
+def test_imports_go_one_way():
+    package = Path(minibert.__file__).parent
+    rooms = {path.stem for path in package.iterdir() if path.suffix == ".py" or path.is_dir()}  # a file or a folder
+    imports = {}
+    for path in package.rglob("*.py"):
+        inside = path.relative_to(package).parts
+        room = inside[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == len(inside):  # counted from minibert itself
+                names = [node.module] if node.module else [alias.name for alias in node.names]
+                first = {name.partition(".")[0] for name in names}
+                imports.setdefault(room, set()).update(name if name in rooms else "__init__" for name in first)
+    assert "model" in imports["study"]
+    list(graphlib.TopologicalSorter(imports).static_order())  # a cycle is an error that shows it
 
 
 def test_the_tables_of_the_benchmark_are_what_it_prints():
