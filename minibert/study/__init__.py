@@ -1,6 +1,7 @@
 """The instrument: it reads and edits what the model computes; the model knows nothing of it."""
 
 from .attribution import gradient_times_input, integrated_gradients, logit_lens, rollout
+from .audit import audit
 from .compare import compare, compare_checkpoint
 from .figure import attention_figure
 from .interventions import ablate_heads, patch
@@ -15,6 +16,7 @@ __all__ = [
     "ablate_heads",
     "attention_figure",
     "attention_page",
+    "audit",
     "capture",
     "capture_nbytes",
     "check_pad_invariance",
