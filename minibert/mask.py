@@ -75,5 +75,7 @@ def check_attention_mask(attention_mask: Tensor, batch: int, length: int, heads:
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether a check can read values: not during compilation, and not on the meta device, which has only shapes."""
-    return not (torch.compiler.is_compiling() or tensor.is_meta)
+    """Whether a check can read values: not during compilation, under vmap, or on the meta device."""
+    if torch.compiler.is_compiling() or tensor.is_meta:
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)

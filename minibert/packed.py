@@ -33,18 +33,16 @@ from .heads import (
     DistilBertForQuestionAnswering,
     DistilBertForSequenceClassification,
     DistilBertForTokenClassification,
-    LogitsOutput,
-    SpanOutput,
     flatten_choices,
 )
 from .model import (
     DistilBertModel,
-    EncoderOutput,
     MultiHeadSelfAttention,
     TransformerBlock,
     check_ids,
     check_inputs,
 )
+from .outputs import EncoderOutput, LogitsOutput, SpanOutput
 from .pretrained import PreTrainedModel
 from .trial import choose_linear, find_difference
 
@@ -281,10 +279,10 @@ class PackedModel:
     def _output(self, result: Tensor, hidden_states: tuple[Tensor, ...] | None = None) -> Any:
         if self._is_span:
             start, end = result.unbind(-1)
-            return SpanOutput(start, end, hidden_states=hidden_states)
+            return SpanOutput(start_logits=start, end_logits=end, hidden_states=hidden_states)
         if isinstance(self.model, DistilBertModel):
             return EncoderOutput(result, hidden_states)
-        return LogitsOutput(result, hidden_states=hidden_states)
+        return LogitsOutput(logits=result, hidden_states=hidden_states)
 
 
 def find_real(tokens: Tensor, attention_mask: Tensor | None, needs_first: bool) -> Tensor:
