@@ -80,7 +80,7 @@ class MultiHeadSelfAttention(nn.Module):
         self.context = Step()
 
     def forward(self, hidden_states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, S, D) and an additive mask, (B, 1, 1, S) or (B, 1 or H, S, S) -> (B, S, D) and the probabilities."""
+        """(B, S, D) and an additive mask, (B, 1, 1, S) or (1 or B, 1 or H, S, S) -> (B, S, D) and the probabilities."""
         q = self.q(self.split_heads(self.q_lin(hidden_states)))  # (B, H, S, E)
         k = self.k(self.split_heads(self.k_lin(hidden_states)))
         v = self.v(self.split_heads(self.v_lin(hidden_states)))
