@@ -15,12 +15,12 @@ logger = logging.getLogger(__name__)
 ALIASES = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
 ACTIVATIONS = ("gelu", "relu")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-LARGEST_SIZE = 1_000_000  # no real checkpoint comes near; a file's typo must not ask for terabytes
+LARGEST_SIZE = 1_000_000  # far above any real checkpoint; a wrong number in a file must not allocate terabytes
 
 
 @dataclass(frozen=True)
 class DistilBertConfig:
-    """What a DistilBERT is made of. The names are config.json's; the defaults are distilbert-base-uncased's.
+    """The sizes and switches of a DistilBERT, named as in config.json; defaults are those of distilbert-base-uncased.
 
     Args:
         vocab_size: number of tokens V.
@@ -34,17 +34,18 @@ class DistilBertConfig:
         attention_dropout: on the attention probabilities.
         seq_classif_dropout: before the sequence and multiple-choice classifiers.
         qa_dropout: before the question-answering layer.
-        initializer_range: standard deviation of freshly drawn weights.
-        sinusoidal_pos_embds: draw the position table from sines (Vaswani et al. 2017, section 3.5) instead of at
-            random. Stored weights win: it has no effect on a loaded checkpoint.
-        pad_token_id: its word embedding starts as zeros and gets no gradient from the input; None for no such token.
-        tie_word_embeddings: the masked-LM projector is the word-embedding table.
-        num_labels: classes of a classifier; None for as many as `id2label` names, else 2.
-        id2label: class number to name; None for LABEL_0, LABEL_1, …
-        problem_type: which loss a sequence classifier takes; None infers it at each call from the labels.
+        initializer_range: standard deviation of random weights.
+        sinusoidal_pos_embds: a new model's position table holds sines (Vaswani et al. 2017, section 3.5), not random
+            numbers. It has no effect on a loaded checkpoint.
+        pad_token_id: the word embedding of this token is zero in a new model and gets no gradient from the input; None
+            if there is no such token.
+        tie_word_embeddings: the masked-LM projector shares its weight with the word-embedding table.
+        num_labels: number of classes; None means the number of names in `id2label`, or 2 without names.
+        id2label: class number to name; None means LABEL_0, LABEL_1, …
+        problem_type: the loss of a sequence classifier; None infers it from the labels at each call.
 
     Raises:
-        ValueError: a value that no DistilBERT can have, with its name.
+        ValueError: names a field whose value no DistilBERT can have.
     """
 
     vocab_size: int = 30522
@@ -109,28 +110,28 @@ class DistilBertConfig:
 
     @property
     def label2id(self) -> dict[str, int]:
-        """Class name to number: `id2label` turned round."""
+        """Class name to number: the inverse of `id2label`."""
         return {label: i for i, label in self.id2label.items()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Read the content of a config.json, of any age; fields that DistilBERT does not have are ignored.
+        """Read the content of a config.json, old or new; fields that DistilBERT does not have are ignored.
 
         Raises:
             ValueError: another architecture, or a value that no DistilBERT can have.
         """
         for alias, name in ALIASES.items():
             if alias in content and name in content and content[alias] != content[name]:
-                raise ValueError(f"{name} is {content[name]!r} but {alias}, its other name, is {content[alias]!r}")
+                raise ValueError(f"{name} is {content[name]!r} but {alias}, another name for it, is {content[alias]!r}")
         content = {ALIASES.get(name, name): value for name, value in content.items()}
-        guess = "distilbert" if "n_layers" in content and "dim" in content else None  # in 2019 no file named its type
+        guess = "distilbert" if "n_layers" in content and "dim" in content else None  # files of 2019 have no model_type
         if (model_type := content.get("model_type", guess)) != "distilbert":
             raise ValueError(f"model_type is {model_type!r}: minibert reads DistilBERT checkpoints only")
         if (labels := content.get("id2label")) is not None:
             if not isinstance(labels, Mapping) or not all(str(i).isdecimal() for i in labels):
                 raise ValueError(f"id2label must map class numbers to names, got {labels!r}")
             content["id2label"] = {int(i): str(label) for i, label in labels.items()}  # JSON's keys are strings
-            if content.get("num_labels") not in (None, len(labels)):  # 2020's fine-tuning left the old names in place
+            if content.get("num_labels") not in (None, len(labels)):  # old names that fine-tuning in 2020 kept
                 logger.warning("id2label names %d classes of %s: ignored", len(labels), content["num_labels"])
                 del content["id2label"]
         fields = {field.name for field in dataclasses.fields(cls)}
@@ -146,7 +147,7 @@ class DistilBertConfig:
 
         Raises:
             OSError: there is no config.json.
-            ValueError: it is not DistilBERT's.
+            ValueError: it is not the config of a DistilBERT.
         """
         content = files.read_json("config.json")
         if content is None:

@@ -11,12 +11,12 @@ from torch import Tensor
 def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Turn 1 = real token, 0 = padding into 0 = attend, `finfo(dtype).min` = ignore.
 
-    Why add, not multiply: adding before the softmax leaves the rows summing to 1 over the real keys; multiplying
-    after it does not. Why the dtype's own minimum: it swallows any score (in float16 a score of -16 or less turns
-    it into -inf, which does no harm beside one real key), and exp() of it is exactly 0. Why not -inf: a row with
-    nothing to attend to would be NaN.
+    Why add and not multiply: if the mask is added before the softmax, each row sums to 1 over the real keys; if it is
+    multiplied after the softmax, it does not. Why the minimum of the dtype: the sum of it and any score is that minimum
+    again (in float16 a score of -16 or less gives -inf, which is harmless beside one real key), and exp() of it is
+    exactly 0. Why not -inf: a row without any real key would be NaN.
 
-    It checks nothing: the model calls `check_attention_mask` first.
+    Nothing is checked here: the model calls `check_attention_mask` first.
 
     Args:
         attention_mask: (B, S), 1 = a key to attend to; or (B, 1 or H, S, S) bool, True = this query may attend to
@@ -35,9 +35,9 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def check_attention_mask(attention_mask: Tensor, batch: int, length: int, heads: int) -> None:
-    """Refuse what would be silently wrong: a mask of another shape, of other numbers, or with an empty row.
+    """Refuse a mask that would give wrong results: another shape, other numbers, or a row without a key to attend to.
 
-    Values are looked at only outside compilation: they cost a synchronisation on a GPU.
+    Values are checked only outside compilation: the check costs a synchronization on a GPU.
 
     Args:
         attention_mask: (batch, length) of bools or of numbers that are exactly 0 or 1; or bools of shape
@@ -75,5 +75,5 @@ def check_attention_mask(attention_mask: Tensor, batch: int, length: int, heads:
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether a check may look at values: not while compiling, nor on the meta device, which has shapes only."""
+    """Whether a check can read values: not during compilation, and not on the meta device, which has only shapes."""
     return not (torch.compiler.is_compiling() or tensor.is_meta)

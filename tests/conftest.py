@@ -1,4 +1,4 @@
-"""What every test starts from: a fixed seed, and no network; and what it needs of the machine."""
+"""For all tests: a fixed seed, no network, skipped tests that the machine cannot run, and shared fixtures."""
 
 import os
 
@@ -14,7 +14,7 @@ from .checkpoints import saved
 from .command_line import OFFICIAL, save_classifier
 from .hub import files, loopback_hub
 
-torch.set_num_threads(1)  # the models are tiny: a second thread would only wait for the first
+torch.set_num_threads(1)  # the models are tiny: a second thread makes them slower
 
 
 def pytest_configure(config):

@@ -1,4 +1,4 @@
-"""config.json of every age is read; what no DistilBERT can be is refused by name."""
+"""Old and new config.json files are read; a value that no DistilBERT can have is refused by name."""
 
 import json
 import logging
@@ -69,7 +69,7 @@ def test_aliases_mean_dim_layers_and_heads():
     assert (config.dim, config.n_layers, config.n_heads) == (64, 3, 4)
 
 
-def test_label_names_come_with_strings_for_numbers():
+def test_class_numbers_are_strings_in_json():
     config = DistilBertConfig.from_dict(BASE_2021)
     assert config.id2label == {0: "NEGATIVE", 1: "POSITIVE"}
     assert config.label2id == {"NEGATIVE": 0, "POSITIVE": 1}
@@ -100,7 +100,7 @@ def test_num_labels_wins_over_the_names_that_old_fine_tuning_left_in_place(caplo
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"hidden_size": 64, "dim": 32}, "dim is 32 but hidden_size, its other name, is 64"),
+        ({"hidden_size": 64, "dim": 32}, "dim is 32 but hidden_size, another name for it, is 64"),
         ({"activation": "gelu_new"}, r"activation must be one of \('gelu', 'relu'\), got 'gelu_new'"),
         ({"dim": 100, "n_heads": 12}, r"dim \(100\) must be divisible by n_heads \(12\)"),
         ({"n_layers": 0}, "n_layers must be an integer from 1 to 1000000, got 0"),
@@ -122,7 +122,7 @@ def test_num_labels_wins_over_the_names_that_old_fine_tuning_left_in_place(caplo
         ({"num_labels": 0}, "num_labels must be an integer from 1"),
     ],
 )
-def test_what_no_distilbert_can_be_is_refused_by_name(content, message):
+def test_an_impossible_value_is_refused_by_name(content, message):
     with pytest.raises(ValueError, match=message):
         DistilBertConfig.from_dict({"model_type": "distilbert"} | content)
 
@@ -178,7 +178,7 @@ def test_transformers_reads_the_same_from_the_same_file(content):
 
 
 @pytest.mark.reference
-def test_transformers_reads_our_file_without_a_word(caplog):
+def test_transformers_reads_our_file_without_a_warning(caplog):
     transformers = pytest.importorskip("transformers")
     config = DistilBertConfig(num_labels=3, problem_type="single_label_classification")
     with caplog.at_level(logging.WARNING, "transformers"):

@@ -31,7 +31,7 @@ def test_a_pattern_of_queries_and_keys_keeps_its_shape():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_masked_keys_get_exactly_nothing(dtype):
+def test_masked_keys_get_exactly_0(dtype):
     scores = torch.randn(2, 4, 5, 5).mul(20).to(dtype)
     probs = (scores + additive_mask(torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 1, 0]]), dtype)).softmax(-1)
     assert (probs[0, :, :, 3:] == 0).all()

@@ -13,13 +13,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: without the program's name; None takes the process's own.
+        arguments: without the name of the program; None means those of this process.
 
     Returns:
-        Exit status: 0; 1 where a check failed; 2 for a bad input, said on one line.
+        Exit status: 0 for success, 1 if a check failed, 2 for a bad input, with one line on standard error.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    # For the user one sentence is enough: without this the client also logs each of its retries.
+    # huggingface_hub logs each of its retries otherwise; the error at the end says all that the user needs.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     no_command = not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version"))
     options = build_parser().parse_args(["walk", *arguments] if no_command else arguments)
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.model is None:
             raise ValueError(f"give --model, a folder or a name on the Hugging Face Hub, such as {options.example}")
         module, function = options.command.split(".")
-        # Imported now: the other commands' modules are slow to import, and not needed.
+        # Imported here: a command imports only what it runs.
         run: Callable[[argparse.Namespace], int] = getattr(import_module(f".{module}", __package__), function)
         return run(options)
     except (ValueError, TypeError, OSError) as error:

@@ -1,4 +1,4 @@
-"""What the commands take: their options, a checkpoint, and texts from the arguments, a file or standard input."""
+"""The options of the commands, and reading texts from the arguments, a file or standard input."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from .. import DEMO, __version__
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; each sets `command`, the module and function of this package that run it."""
+    """Return the parser of all commands; each sets `command` to the module and function in this package that run it."""
     parser = argparse.ArgumentParser(prog="minibert", description="DistilBERT by hand: run it and look inside.")
     parser.add_argument("--version", action="version", version=f"minibert {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -21,32 +21,32 @@ def build_parser() -> argparse.ArgumentParser:
     add_text_options(command, truncate=True)
     add_common_options(command)
 
-    command = commands.add_parser("tag", help="find names and the like in texts, long ones in overlapping windows")
+    command = commands.add_parser("tag", help="find entities in texts, such as names of people and places")
     command.set_defaults(command="texts.run_tag")
     add_text_options(command)
     add_common_options(command, example="dslim/distilbert-NER")
 
-    command = commands.add_parser("fill", help="the likeliest tokens for each [MASK] in texts")
-    command.add_argument("--top-k", type=int, default=5, metavar="K", help="how many tokens; default: 5")
+    command = commands.add_parser("fill", help="find the likeliest tokens for each [MASK]")
+    command.add_argument("--top-k", type=int, default=5, metavar="K", help="number of tokens; default: 5")
     command.set_defaults(command="texts.run_fill")
     add_text_options(command, truncate=True)
     add_common_options(command, example="distilbert-base-uncased")
 
-    command = commands.add_parser("answer", help="the best answers to a question that stand in a text of any length")
+    command = commands.add_parser("answer", help="find the answer to a question in a text of any length")
     command.add_argument("question", metavar="QUESTION")
     command.add_argument("context", nargs="?", metavar="CONTEXT", help="the text, or - for all of standard input")
-    command.add_argument("--file", type=Path, help="a UTF-8 file that holds the text")
-    command.add_argument("--top-k", type=int, default=1, metavar="K", help="how many answers; default: 1")
+    command.add_argument("--file", type=Path, help="a UTF-8 file with the text")
+    command.add_argument("--top-k", type=int, default=1, metavar="K", help="number of answers; default: 1")
     command.add_argument("--max-answer-length", type=int, default=15, metavar="N", help="in tokens; default: 15")
-    command.add_argument("--no-answer", action="store_true", help="let there be none; for models trained so (SQuAD 2)")
+    command.add_argument("--no-answer", action="store_true", help="allow no answer; for models of SQuAD 2")
     command.set_defaults(command="texts.run_answer")
     add_common_options(command, example="distilbert-base-cased-distilled-squad")
 
-    command = commands.add_parser("embed", help="a vector for each text")
+    command = commands.add_parser("embed", help="turn each text into a vector")
     command.add_argument(
-        "--pooling", choices=("mean", "cls"), default="mean", help="the mean over all tokens (the default), or [CLS]"
+        "--pooling", choices=("mean", "cls"), default="mean", help="the mean over all tokens (default), or [CLS] alone"
     )
-    command.add_argument("--out", type=Path, metavar="FILE.npy", help="write one array (texts, dim), print nothing")
+    command.add_argument("--out", type=Path, metavar="FILE.npy", help="write all vectors as one array (texts, dim)")
     command.set_defaults(command="texts.run_embed")
     add_text_options(command, truncate=True)
     add_common_options(command)
@@ -103,39 +103,39 @@ def add_study_commands(commands: Any) -> None:
 
 
 def add_sentences(command: argparse.ArgumentParser) -> None:
-    """Add the sentences that a command works on."""
-    help_text = "sentences, in place of the walk's two, or - for one a line on standard input"
+    """Add the sentences that a command runs on."""
+    help_text = "sentences, or - for one per line of standard input; default: the two of the walk"
     command.add_argument("texts", nargs="*", metavar="TEXT", help=help_text)
-    command.set_defaults(file=None)  # what read_texts looks for
+    command.set_defaults(file=None)  # read_texts reads it
 
 
 def numbers(text: str) -> list[int]:
-    """Read numbers with commas between them."""
+    """Parse numbers separated by commas."""
     return [int(number) for number in text.split(",")]
 
 
 def add_text_options(command: argparse.ArgumentParser, truncate: bool = False) -> None:
-    """Add what says where texts come from, and for commands that can cut them, whether they may."""
-    command.add_argument("texts", nargs="*", metavar="TEXT", help="texts, or - for one a line on standard input")
-    command.add_argument("--file", type=Path, help="a UTF-8 file with one text a line")
+    """Add the sources of texts, and for a command that can cut texts, --truncate."""
+    command.add_argument("texts", nargs="*", metavar="TEXT", help="texts, or - for one per line of standard input")
+    command.add_argument("--file", type=Path, help="a UTF-8 file with one text per line")
     if truncate:
-        command.add_argument("--truncate", action="store_true", help="cut texts that are too long for the model")
+        command.add_argument("--truncate", action="store_true", help="cut texts that are too long")
 
 
 def add_common_options(command: argparse.ArgumentParser, example: str | None = None) -> None:
-    """Add what every command takes; one that the demo's head is not for has an example in place of a default."""
+    """Add the options of every command; `example` is a checkpoint for a command that the demo has no head for."""
     default = "default: the demo" if example is None else f"such as {example}"
     command.add_argument("--model", help=f"a folder, or a name on the Hugging Face Hub; {default}")
     command.add_argument("--revision", help="branch, tag or commit on the Hub")
-    command.add_argument("--json", action="store_true", help="print JSON, one object a line")
+    command.add_argument("--json", action="store_true", help="print JSON, one object per line")
     command.set_defaults(model=DEMO if example is None else None, example=example)
 
 
 def read_texts(options: argparse.Namespace) -> Iterator[str]:
-    """Give each text, from the arguments or line by line from a file.
+    """Yield each text: the arguments, or the lines of a file.
 
     Raises:
-        ValueError: no source of texts, or two; while reading, a text that is empty or not UTF-8.
+        ValueError: there is no source of texts, or more than one. While texts are read: a text is empty, or not UTF-8.
     """
     if (options.file is not None) == bool(options.texts):
         raise ValueError("give texts, or --file FILE, or - for standard input")
@@ -147,10 +147,10 @@ def read_texts(options: argparse.Namespace) -> Iterator[str]:
 
 
 def read_context(options: argparse.Namespace) -> str:
-    """Return the text to find answers in, from the arguments or all of a file.
+    """Return the text to find answers in: an argument, or a whole file.
 
     Raises:
-        ValueError: no source for it, or two; not UTF-8.
+        ValueError: there is no source for it, or more than one; it is not UTF-8.
     """
     if (options.context is None) == (options.file is None):
         raise ValueError("give a context, or --file FILE, or - for standard input")
@@ -160,7 +160,7 @@ def read_context(options: argparse.Namespace) -> str:
 
 
 def refuse_empty(named: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Pass texts on with their names, up to an empty one."""
+    """Yield texts with their names, and refuse an empty one."""
     for name, text in named:
         if not text.strip():
             raise ValueError(f"{name} is empty")
@@ -168,11 +168,11 @@ def refuse_empty(named: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
 
 
 def read_lines(path: Path | None) -> Iterator[tuple[str, str]]:
-    """Give each line of a UTF-8 file, or of standard input, with a name for it; show progress on a terminal."""
-    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # slow to import: only long inputs need it
+    """Yield each line of a UTF-8 file or of standard input, with a name for errors; show progress on a terminal."""
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # slow to import
 
     with sys.stdin.buffer if path is None else path.open("rb") as file:
-        # disable=None: silent unless it writes to a terminal
+        # disable=None: show nothing if standard error is not a terminal
         lines = tqdm(file, unit=" texts", disable=None)  # type: ignore[no-untyped-call]
         for number, line in enumerate(lines, 1):
             where = f"{'standard input' if path is None else path}, line {number},"

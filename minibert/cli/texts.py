@@ -1,4 +1,4 @@
-"""The commands that run a pipeline over texts: classify, tag, fill, answer, embed."""
+"""The commands that run a pipeline on texts: classify, tag, fill, answer, embed."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 def run_classify(options: argparse.Namespace) -> int:
-    """Print a label and its score for each text, a line each, as soon as its batches are done."""
+    """Print a line for each text, with its label and score, as soon as its batch is done."""
     texts = read_texts(options)
     classifier = TextClassifier(options.model, revision=options.revision, truncation=options.truncate)
     for text, best in with_results(texts, classifier):
@@ -25,7 +25,7 @@ def run_classify(options: argparse.Namespace) -> int:
 
 
 def run_tag(options: argparse.Namespace) -> int:
-    """Print each text and its entities, a line each."""
+    """Print each text, and below it a line for each of its entities."""
     texts = read_texts(options)
     tagger = TokenClassifier(options.model, revision=options.revision)
     for text, entities in with_results(texts, tagger):
@@ -35,7 +35,7 @@ def run_tag(options: argparse.Namespace) -> int:
 
 
 def run_fill(options: argparse.Namespace) -> int:
-    """Print each text and the likeliest tokens for each [MASK], a line each, with the number of the [MASK]."""
+    """Print each text, and below it the likeliest tokens, a line each, with the number of the [MASK]."""
     texts = read_texts(options)
     filler = MaskFiller(options.model, revision=options.revision, top_k=options.top_k, truncation=options.truncate)
     for text, masks in with_results(texts, filler):
@@ -45,7 +45,7 @@ def run_fill(options: argparse.Namespace) -> int:
 
 
 def run_answer(options: argparse.Namespace) -> int:
-    """Print the best answers, a line each."""
+    """Print a line for each of the best answers."""
     named = [("the question", options.question), ("the context", read_context(options))]
     question, context = (text for _, text in refuse_empty(named))
     answerer = QuestionAnswerer(
@@ -62,7 +62,7 @@ def run_answer(options: argparse.Namespace) -> int:
 
 
 def run_embed(options: argparse.Namespace) -> int:
-    """Print a vector for each text, a line each, or write all of them as one array."""
+    """Print a line for each text, its vector, or write all vectors as one array."""
     texts = read_texts(options)
     if options.out is not None and (options.out.suffix != ".npy" or not options.out.parent.is_dir()):
         raise ValueError(f"--out {options.out}: give a file that ends in .npy, in a folder that exists")
@@ -78,9 +78,9 @@ def run_embed(options: argparse.Namespace) -> int:
 
 
 def with_results(texts: Iterator[str], pipeline: Pipeline[str, Result]) -> Iterator[tuple[str, Result]]:
-    """Give each text with its result."""
+    """Yield each text with its result."""
     texts, copies = tee(texts)
-    # The result first: for it the pipeline reads ahead, and its text is then there without waiting for another.
+    # The result comes first in zip: the pipeline has then read its text, and no further text must be waited for.
     return ((text, result) for result, text in zip(pipeline(copies), texts, strict=True))
 
 

@@ -1,6 +1,7 @@
 """The instruments: they read and edit what the model computes. The model does not import them."""
 
 from .attribution import gradient_times_input, integrated_gradients, logit_lens, rollout
+from .audit import audit
 from .compare import compare, compare_checkpoint
 from .figure import attention_figure
 from .flips import label_flips
@@ -17,6 +18,7 @@ __all__ = [
     "ablate_heads",
     "attention_figure",
     "attention_page",
+    "audit",
     "capture",
     "check_pad_invariance",
     "compare",

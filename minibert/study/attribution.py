@@ -10,7 +10,6 @@ from ..heads import DistilBertForMultipleChoice, DistilBertForSequenceClassifica
 from ..model import DistilBertModel
 from .models import Model
 from .report import Report, table
-from .rows import read_head
 from .steps import check_eval
 
 
@@ -144,7 +143,7 @@ def logit_lens(model: Model, batch: Mapping[str, Tensor]) -> Tensor:
     hidden_states = model.distilbert(
         batch["input_ids"], batch.get("attention_mask"), output_hidden_states=True
     ).hidden_states
-    return torch.stack([read_head(model, hidden) for hidden in hidden_states])
+    return torch.stack([model.head(hidden) for hidden in hidden_states])
 
 
 def _word_embeddings(model: DistilBertForSequenceClassification, batch: Mapping[str, Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ from ..model import DistilBertModel
 from ..tokenizer import DistilBertTokenizer
 from .models import DTYPES, Model, check_dtypes
 from .report import Report, dtype_name, layers_by_heads, table
-from .rows import attentions, read_batch, read_head, run, run_alone, tokenize
+from .rows import attentions, read_batch, run, run_alone, tokenize
 
 BASE = DistilBertConfig()  # distilbert-base
 
@@ -280,7 +280,7 @@ def pool_at_first_real_token(model: Model, stages: Mapping[str, Tensor], real: T
         return dict(stages)
     *_, last_hidden_state, _ = stages.values()
     first_token = last_hidden_state[torch.arange(len(real)), real.int().argmax(dim=1)]  # (B, D)
-    return {**stages, "logits": read_head(model, first_token[:, None])}
+    return {**stages, "logits": model.head(first_token[:, None])}
 
 
 # What padding costs

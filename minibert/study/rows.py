@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..heads import DistilBertForMultipleChoice, DistilBertForQuestionAnswering, ModelWithHead
+from ..heads import DistilBertForMultipleChoice
 from ..mask import check_attention_mask
 from ..model import DistilBertModel
 from ..tokenizer import DistilBertTokenizer
@@ -96,14 +96,7 @@ def run(model: Model, rows: Rows, mask: bool) -> dict[str, Tensor]:
     stages = dict(zip(names, output.hidden_states, strict=True))
     if isinstance(model, DistilBertModel):
         return stages
-    return stages | {"logits": read_head(model, output.last_hidden_state)}
-
-
-def read_head(model: ModelWithHead | DistilBertForQuestionAnswering, hidden_states: Tensor) -> Tensor:
-    """(B, S, D) -> logits, (B, L) or (B, S, L); the start and the end of an answer are two labels."""
-    if isinstance(model, DistilBertForQuestionAnswering):
-        return model.qa_outputs(model.dropout(hidden_states))
-    return model.head(hidden_states)
+    return stages | {"logits": model.head(output.last_hidden_state)}
 
 
 def run_alone(model: Model, rows: Rows) -> list[dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""From tokenized texts to a batch: truncation, windows, special tokens, padding, and the mapping that holds it all."""
+"""From tokenized texts to a batch: truncation, windows, special tokens, padding."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ class Text(NamedTuple):
     """The tokens of a text, without [CLS] and [SEP]."""
 
     ids: list[int]
-    word_ids: list[int]  # the number of the word that each token is of
-    offsets: list[tuple[int, int]]  # where each token begins and ends in the text; empty where nobody asks
+    word_ids: list[int]  # for each token the index of its word
+    offsets: list[tuple[int, int]]  # for each token its start and end in the text; empty unless asked for
 
     def windows(self, size: int, stride: int | None, side: str) -> list[Self]:
         """Cut into windows of `size` tokens; the last may have fewer.
 
         Args:
             size: in tokens.
-            stride: how many tokens two neighbours share; None for the first window only.
-            side: "right" from the first token on, "left" from the last token back.
+            stride: number of tokens that two neighbouring windows share; None for the first window only.
+            side: "right": the first window holds the first tokens; "left": the last ones.
 
         Raises:
-            ValueError: neighbours would share all they have.
+            ValueError: the stride is not smaller than the size.
         """
         length = len(self.ids)
         if length <= size:
             return [self]
         if stride is not None and stride >= size:
             raise ValueError(
-                f"windows that share stride={stride} tokens cannot hold only {size} of this text: "
+                f"windows of {size} tokens of this text cannot share stride={stride} tokens: "
                 f"pass a smaller stride or a larger max_length"
             )
         starts = range(1) if stride is None else range(0, length - stride, size - stride)
@@ -58,10 +58,10 @@ class Row:
         return self.left_padding + special + sum(len(text.ids) for text in self.texts) + self.right_padding
 
     def lay_out(self, texts: Sequence[list[Any]], *, cls: Any, sep: Any, pad: Any) -> list[Any]:
-        """Place values of tokens where the row has these tokens.
+        """Arrange one value for each token in the order of the row.
 
         Args:
-            texts: for each text a value for each of its tokens.
+            texts: for each text the values of its tokens.
             cls: value for [CLS].
             sep: value for [SEP].
             pad: value for [PAD].
@@ -77,7 +77,7 @@ class Row:
 
     @property
     def word_ids(self) -> list[int | None]:
-        """For each token the number of its word in its text, None for special tokens."""
+        """For each token the index of its word in its text, None for special tokens."""
         return self.lay_out([text.word_ids for text in self.texts], cls=None, sep=None, pad=None)
 
     @property
@@ -87,7 +87,7 @@ class Row:
 
     @property
     def offsets(self) -> list[tuple[int, int]]:
-        """For each token where it begins and ends in its text, (0, 0) for special tokens."""
+        """For each token its start and end in its text, (0, 0) for special tokens."""
         return self.lay_out([text.offsets for text in self.texts], cls=(0, 0), sep=(0, 0), pad=(0, 0))
 
     @property
@@ -97,7 +97,7 @@ class Row:
 
 
 class BatchEncoding(dict[str, Any]):
-    """What a tokenizer returns: a mapping, for `model(**inputs)`, whose values are attributes too."""
+    """The result of a tokenizer: a dict, for `model(**inputs)`, whose values are attributes too."""
 
     def __init__(self, data: Mapping[str, Any], rows: Sequence[Row] = ()) -> None:
         super().__init__(data)
@@ -109,15 +109,15 @@ class BatchEncoding(dict[str, Any]):
         raise AttributeError(f"no {name!r} here, only {list(self)}")
 
     def word_ids(self, batch_index: int = 0) -> list[int | None]:
-        """Which word of its text each token of a row is of; None for special tokens and padding."""
+        """For each token of a row the index of its word in its text; None for special tokens and padding."""
         return self._rows[batch_index].word_ids
 
     def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
-        """0 for the tokens of a row's first text, 1 for those of its second; None for special tokens and padding."""
+        """For each token of a row 0 in the first text, 1 in the second; None for special tokens and padding."""
         return self._rows[batch_index].sequence_ids
 
     def to(self, device: str | int | torch.device, *, non_blocking: bool = False) -> Self:
-        """Move the tensors to a device, in place, and return this mapping; other values stay as they are."""
+        """Move the tensors to a device, in place, and return self; other values stay as they are."""
         for name, value in self.items():
             if isinstance(value, torch.Tensor):
                 self[name] = value.to(device, non_blocking=non_blocking)
@@ -127,34 +127,34 @@ class BatchEncoding(dict[str, Any]):
 def truncate(
     texts: Sequence[Text], room: int, *, strategy: str, side: str, stride: int | None
 ) -> list[tuple[Text, ...]]:
-    """Cut one text or two so that they fit into so many tokens.
+    """Cut one text or two so that together they have at most `room` tokens.
 
     Args:
-        texts: the texts of a row.
+        texts: one or two, the texts of a row.
         room: in tokens.
         strategy: "longest_first", "only_first" or "only_second".
-        side: which tokens go, "right" or "left".
-        stride: None and they are lost. A number: they follow in further windows, which overlap by so many tokens; with
-            two texts, each window of the one with each of the other.
+        side: the side that loses tokens, "right" or "left".
+        stride: None drops the tokens cut off. A number puts them into further windows, neighbours of which share this
+            number of tokens; each window of the first text is combined with each window of the second.
 
     Raises:
-        ValueError: the texts cannot be cut so.
+        ValueError: this strategy or stride cannot make the texts fit.
     """
     sizes = kept_lengths(len(texts[0].ids), sum(len(text.ids) for text in texts[1:]), room, strategy)
     windows = [text.windows(size, stride, side) for text, size in zip(texts, sizes, strict=False)]
     rows = list(product(*windows))
-    # In transformers' order, what else goes with the first text's first window comes last.
+    # The order of transformers: the further rows with the first window of the first text come last.
     seconds = len(windows[1]) if len(windows) == 2 else 1
     return rows[:1] + rows[seconds:] + rows[1:seconds]
 
 
 def kept_lengths(first: int, second: int, room: int, strategy: str) -> tuple[int, int]:
-    """How many tokens of a first and a second text are kept; of none, 0.
+    """Count the tokens kept of a first and a second text, which may be 0.
 
     "longest_first" shortens the longer text until both are equally long, and then both.
 
     Raises:
-        ValueError: the only text that may be cut would have to give more than it can.
+        ValueError: the only text that may be cut is too short.
     """
     excess = first + second - room
     if excess <= 0:
@@ -174,13 +174,13 @@ def kept_lengths(first: int, second: int, room: int, strategy: str) -> tuple[int
 
 
 def pad(rows: Sequence[Row], *, length: int | None, multiple_of: int | None, side: str) -> None:
-    """Fill rows, in place, to a length; longer ones stay as they are.
+    """Pad rows, in place, to a length; longer rows stay as they are.
 
     Args:
-        rows: any.
-        length: None is that of the longest row.
-        multiple_of: fill on to a multiple of this.
-        side: where the padding goes, "right" or "left".
+        rows: of any lengths.
+        length: in tokens; None for the longest row.
+        multiple_of: round the length up to a multiple of this.
+        side: of the padding, "right" or "left".
     """
     if length is None:
         length = max(map(len, rows), default=0)
@@ -195,14 +195,14 @@ def pad(rows: Sequence[Row], *, length: int | None, multiple_of: int | None, sid
 
 
 def as_batch(text: Any, text_pair: Any, is_split_into_words: bool) -> tuple[list[tuple[Any, ...]], bool]:
-    """Check the texts given to a tokenizer, and bring them into one form.
+    """Check the texts given to a tokenizer, and sort them by row.
 
     Returns:
-        The texts of each row, one or two, and whether rows were given rather than the texts of a single row.
+        The texts of each row, one or two; and True for a batch, False for a single row.
 
     Raises:
-        TypeError: a text that is no str, or none of the words that should make it up.
-        ValueError: as many second texts as first ones are needed; or a text holds a lone surrogate.
+        TypeError: a text is not a str, or with `is_split_into_words` not a list of str.
+        ValueError: the numbers of first and second texts differ, or a text holds a lone surrogate.
     """
     is_batch = isinstance(text, (list, tuple))
     if is_split_into_words:
@@ -212,7 +212,7 @@ def as_batch(text: Any, text_pair: Any, is_split_into_words: bool) -> tuple[list
         columns = {name: [column] for name, column in columns.items()}
     for name, column in columns.items():
         if not isinstance(column, (list, tuple)) or len(column) != len(columns["text"]):
-            raise ValueError(f"{name} must be a list of {len(columns['text'])}, one for each text")
+            raise ValueError(f"{name} must be a list of {len(columns['text'])} texts, one for each text")
         for i, one in enumerate(column):
             _check_text(one, f"{name}[{i}]" if is_batch else name, is_split_into_words)
     return list(zip(*columns.values(), strict=True)), is_batch
@@ -231,6 +231,6 @@ def _check_text(text: Any, where: str, is_split_into_words: bool) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"{where} holds a lone surrogate, {text[error.start]!a} at place {error.start}, which is no character: "
-                f"decode the bytes it comes from with errors='replace'"
+                f"{where} has a lone surrogate, {text[error.start]!a} at index {error.start}: "
+                f"decode the original bytes with errors='replace'"
             ) from None

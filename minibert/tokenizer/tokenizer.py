@@ -1,8 +1,8 @@
-"""From texts to the ids and the mask that a model takes, and back.
+"""From texts to the ids and the mask that a model takes, and back to text.
 
-How one text becomes ids, the heart of it, is in `wordpiece.py`; how ids become rows of one length is in `encoding.py`.
-The results are those of transformers' tokenizer. Where that one silently does less than it is asked, or gives rows
-that the model cannot take, this one raises.
+`wordpiece.py` turns a text into ids, `encoding.py` turns the ids of several texts into a batch. The results are those
+of transformers' tokenizer. Where that tokenizer silently ignores an option, or returns rows that the model cannot take,
+this one raises an error.
 """
 
 import os
@@ -17,13 +17,11 @@ import torch
 from ..checkpoint import CheckpointFiles
 from .encoding import BatchEncoding, Row, Text, as_batch, pad, truncate
 from .files import read_tokenizer, write_tokenizer
-from .wordpiece import AddedToken, WordPiece
+from .wordpiece import AddedToken, WordPiece, join_pieces
 
 SIDES = ("right", "left")
 PADDINGS = (False, True, "longest", "max_length")
 TRUNCATIONS = (False, True, "longest_first", "only_first", "only_second")
-NO_BLANK_BEFORE = (".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re")  # where tokens are joined to text
-CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 Ids = Sequence[int] | torch.Tensor | np.ndarray
 
@@ -33,23 +31,23 @@ class DistilBertTokenizer:
     """Turns texts into the ids and the mask that a model takes, and ids back into text.
 
     Args:
-        vocab: token to id; a piece that continues a word begins with ##. As an attribute it holds added tokens too.
-        do_lower_case: lower the text, for an uncased vocabulary.
+        vocab: token to id; a piece that continues a word begins with ##. The attribute includes the added tokens.
+        do_lower_case: lowercase the text, for an uncased vocabulary.
         strip_accents: é to e; None follows `do_lower_case`.
         tokenize_chinese_chars: make each CJK ideograph a word.
         model_max_length: the most tokens that the model takes; None if unknown.
-        unk_token: stands for a word that the vocabulary cannot spell.
-        cls_token: begins each row.
-        sep_token: ends each text.
-        pad_token: fills the shorter rows; a vocabulary may lack it, but then nothing can be padded.
-        mask_token: hides a word from a masked language model; a vocabulary may lack it.
-        padding_side: "right" or "left", where a call does not say.
-        truncation_side: the side that loses tokens.
-        clean_up_tokenization_spaces: `decode` also closes the blanks around an apostrophe.
-        added_tokens: by id: tokens beyond the vocabulary, or how some of it are found in a text.
+        unk_token: in place of a word that the vocabulary cannot spell.
+        cls_token: the first token of each row.
+        sep_token: after each text.
+        pad_token: pads the shorter rows. Without it in the vocabulary nothing can be padded.
+        mask_token: in place of a word that a masked language model should predict. The vocabulary may lack it.
+        padding_side: "right" or "left".
+        truncation_side: the side that loses tokens, "right" or "left".
+        clean_up_tokenization_spaces: `decode` also removes the spaces around an apostrophe.
+        added_tokens: id to token: tokens beyond the vocabulary, and how to find a token of the vocabulary in a text.
 
     Raises:
-        ValueError: a vocabulary or a setting that cannot work.
+        ValueError: the vocabulary lacks a token or repeats an id, or a setting has no such value.
     """
 
     vocab: dict[str, int] = field(repr=False)
@@ -76,7 +74,7 @@ class DistilBertTokenizer:
         self.vocab = {**self.vocab, **{token.content: i for i, token in self.added_tokens.items()}}
         self._tokens = {i: token for token, i in self.vocab.items()}
         if len(self._tokens) < len(self.vocab) or not all(isinstance(i, int) and i >= 0 for i in self._tokens):
-            raise ValueError("the ids of a vocabulary must be integers from 0 on, and no two tokens have the same id")
+            raise ValueError("the ids of a vocabulary must be different integers, at least 0")
         if missing := [t for t in (self.unk_token, self.cls_token, self.sep_token) if t not in self.vocab]:
             raise ValueError(f"the vocabulary of {len(self.vocab)} tokens lacks {', '.join(missing)}")
         self.unk_token_id = self.vocab[self.unk_token]
@@ -103,7 +101,7 @@ class DistilBertTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens without the added ones; `len()` counts those too."""
+        """Number of tokens without the added ones; `len()` includes them."""
         return len(self._base_vocab)
 
     @classmethod
@@ -118,16 +116,11 @@ class DistilBertTokenizer:
     ) -> Self:
         """Load a checkpoint's tokenizer: tokenizer.json or vocab.txt, and tokenizer_config.json.
 
-        Args:
-            name_or_folder: a folder, or a name on the Hugging Face Hub.
-            revision: branch, tag or commit on the Hub.
-            token: of a Hub account, for private and gated repositories.
-            cache_dir: where the Hub's files are kept.
-            local_files_only: take them from there, and never use the network.
+        The arguments are those of `minibert.checkpoint.CheckpointFiles`.
 
         Raises:
-            OSError: no such checkpoint, or no tokenizer in it.
-            ValueError: a file that is not what its name says.
+            OSError: the checkpoint does not exist, or has no tokenizer.
+            ValueError: a file has not the content that its name promises.
         """
         files = CheckpointFiles(
             name_or_folder, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
@@ -136,7 +129,7 @@ class DistilBertTokenizer:
 
     @classmethod
     def from_files(cls, files: CheckpointFiles) -> Self:
-        """Load a tokenizer from files that its model may share, so that both are of one commit."""
+        """Load a tokenizer from files that are shared with its model, so that both are of one commit."""
         vocab, added_tokens, settings = read_tokenizer(files, cls._settings())
         try:
             return cls(vocab, added_tokens=added_tokens, **settings)
@@ -144,12 +137,12 @@ class DistilBertTokenizer:
             raise ValueError(f"{files.name}: {error}") from None
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write vocab.txt and tokenizer_config.json, which transformers reads too, in place of what was there.
+        """Write vocab.txt and tokenizer_config.json, which transformers reads too; they replace an earlier tokenizer.
 
-        Each file is written as a whole or not at all; between the two an interruption leaves one old and one new.
+        Each file is written whole or not at all. An interruption between the two leaves a new and an old file.
 
         Raises:
-            ValueError: a token that a line of vocab.txt cannot hold.
+            ValueError: a line of vocab.txt cannot hold a token.
         """
         settings = {name: getattr(self, name) for name in self._settings()}
         write_tokenizer(Path(folder), self._base_vocab, self.added_tokens, settings)
@@ -180,29 +173,29 @@ class DistilBertTokenizer:
         """Tokenize a text or a list of texts: [CLS] text [SEP], or [CLS] text [SEP] text_pair [SEP].
 
         Args:
-            text: one text or a list of them.
+            text: one text or a list of texts.
             text_pair: the second text of each row, as many as there are texts.
-            padding: True or "longest": fill the rows to the longest; "max_length": fill them to `max_length`.
-            truncation: True or "longest_first": cut rows to `max_length`, from the longer text first; "only_first"
-                or "only_second": from that one alone.
-            max_length: in tokens, special ones included; None is `model_max_length`.
-            stride: how many tokens a window shares with the next.
+            padding: True or "longest": pad to the longest row; "max_length": pad to `max_length`.
+            truncation: True or "longest_first": cut rows to `max_length`, the longer text first; "only_first" or
+                "only_second": cut only this text.
+            max_length: in tokens, special tokens included; None for `model_max_length`.
+            stride: number of tokens that two neighbouring windows share.
             is_split_into_words: each text is a list of words.
             add_special_tokens: add [CLS] and [SEP].
-            padding_side: "right" or "left"; None is the tokenizer's own.
-            pad_to_multiple_of: with padding, fill on to a multiple of this.
-            return_tensors: "pt" for PyTorch, "np" for NumPy; None for lists, for one text not nested.
-            return_offsets_mapping: also `offset_mapping`, where each token begins and ends in its text.
-            return_special_tokens_mask: also `special_tokens_mask`, 1 for [CLS], [SEP] and padding.
-            return_overflowing_tokens: what truncation cuts off follows in further rows, windows onto the same text;
-                also `overflow_to_sample_mapping`, the number of each row's text.
+            padding_side: "right" or "left"; None for the tokenizer's own.
+            pad_to_multiple_of: with padding, round the length up to a multiple of this.
+            return_tensors: "pt" for PyTorch, "np" for NumPy, both int64; None for lists, a flat one for one text.
+            return_offsets_mapping: also `offset_mapping`, the start and end of each token in its text, (B, S, 2).
+            return_special_tokens_mask: also `special_tokens_mask`, 1 for [CLS], [SEP] and padding, (B, S).
+            return_overflowing_tokens: put the tokens that truncation cuts off into further rows, windows of the same
+                text; also `overflow_to_sample_mapping`, the index of each row's text, (B,).
 
         Returns:
-            `input_ids` and `attention_mask` (1 for a token, 0 for padding), both (B, S), and what was asked for.
+            `input_ids` and `attention_mask` (1 for a token, 0 for padding), both (B, S), and the values asked for.
 
         Raises:
-            TypeError: a text that is no str.
-            ValueError: options that cannot be met, or a text with a lone surrogate.
+            TypeError: a text is not a str.
+            ValueError: options that contradict each other, or a text with a lone surrogate.
         """
         side = self.padding_side if padding_side is None else padding_side
         _check_choice("padding", padding, PADDINGS)
@@ -219,13 +212,11 @@ class DistilBertTokenizer:
             )
         length = self.model_max_length if max_length is None else max_length
         if limited and length is None:
-            raise ValueError(
-                "the longest length is unknown, for this tokenizer has no model_max_length: pass max_length="
-            )
+            raise ValueError("this tokenizer has no model_max_length: pass max_length=")
         if padding and self.pad_token_id is None:
             raise ValueError(f"the vocabulary has no {self.pad_token} to pad with")
         if truncation and padding and length and pad_to_multiple_of and length % pad_to_multiple_of:
-            raise ValueError(f"max_length={length} is no multiple of pad_to_multiple_of={pad_to_multiple_of}")
+            raise ValueError(f"max_length={length} is not a multiple of pad_to_multiple_of={pad_to_multiple_of}")
 
         batch, is_batch = as_batch(text, text_pair, is_split_into_words)
         n_special = (2 if text_pair is None else 3) if add_special_tokens else 0
@@ -270,7 +261,7 @@ class DistilBertTokenizer:
         return BatchEncoding(data, rows)
 
     def _read(self, text: str | Sequence[str], with_offsets: bool) -> Text:
-        """Tokenize a text, or one that is a list of words."""
+        """Tokenize a text, given as a str or as a list of words."""
         chunks = [text] if isinstance(text, str) else text
         pieces = [self._wordpiece.split(chunk)[1] for chunk in chunks]
         ids = [i for words in pieces for word in words for i in word]
@@ -286,9 +277,9 @@ class DistilBertTokenizer:
 
     def _check_tensor_shape(self, lengths: set[int]) -> None:
         if not lengths:
-            raise ValueError("an empty batch makes no tensor")
+            raise ValueError("an empty batch cannot be a tensor")
         if len(lengths) > 1:
-            raise ValueError(f"rows of {sorted(lengths)} tokens do not make a tensor: pass padding=True")
+            raise ValueError(f"rows of {sorted(lengths)} tokens cannot be one tensor: pass padding=True")
         if self.model_max_length is not None and max(lengths) > self.model_max_length:
             raise ValueError(
                 f"a row has {max(lengths)} tokens, but the model takes {self.model_max_length}: pass truncation=True, "
@@ -304,7 +295,7 @@ class DistilBertTokenizer:
         truncation: bool | str = False,
         max_length: int | None = None,
     ) -> list[int]:
-        """Like a call, but for the ids of one text or pair only."""
+        """Return the `input_ids` of one text or pair; the arguments are those of a call."""
         encoding = self(
             text, text_pair, add_special_tokens=add_special_tokens, truncation=truncation, max_length=max_length
         )
@@ -320,15 +311,15 @@ class DistilBertTokenizer:
     @overload
     def convert_ids_to_tokens(self, ids: Ids, skip_special_tokens: bool = False) -> list[str]: ...
     def convert_ids_to_tokens(self, ids: int | Ids, skip_special_tokens: bool = False) -> str | list[str]:
-        """Look up the tokens of one id or several.
+        """Look up the token of one id, or the tokens of several.
 
         Raises:
-            TypeError: what is no id, such as a list within the list.
-            ValueError: an id that is not in the vocabulary.
+            TypeError: an id is not an integer, but for example a list.
+            ValueError: an id is not in the vocabulary.
         """
         numbers = _as_list(ids)
         if unknown := [i for i in numbers if i not in self._tokens]:
-            raise ValueError(f"{unknown[:5]} are no ids of this vocabulary of {len(self)} tokens")
+            raise ValueError(f"ids {unknown[:5]} are not in this vocabulary of {len(self)} tokens")
         if isinstance(ids, int):
             return self._tokens[ids]
         skipped = set(self.all_special_ids) if skip_special_tokens else set()
@@ -339,7 +330,7 @@ class DistilBertTokenizer:
     @overload
     def convert_tokens_to_ids(self, tokens: list[str] | tuple[str, ...]) -> list[int]: ...
     def convert_tokens_to_ids(self, tokens: str | list[str] | tuple[str, ...]) -> int | list[int]:
-        """Look up the ids of one token or several; that of [UNK] for a token that is not in the vocabulary."""
+        """Look up the id of one token, or the ids of several; the id of [UNK] for a token not in the vocabulary."""
         if isinstance(tokens, str):
             return self.vocab.get(tokens, self.unk_token_id)
         return [self.vocab.get(token, self.unk_token_id) for token in tokens]
@@ -350,25 +341,20 @@ class DistilBertTokenizer:
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> str:
-        """Turn the ids of a text back into text, with blanks where transformers puts them.
+        """Turn the ids of a text back into text, with spaces where transformers puts them.
 
         Args:
             token_ids: of one text.
-            skip_special_tokens: leave out [CLS], [SEP], [PAD] and the like.
-            clean_up_tokenization_spaces: also close blanks around an apostrophe; None: as the tokenizer is set.
+            skip_special_tokens: leave out [CLS], [SEP], [PAD] and other special tokens.
+            clean_up_tokenization_spaces: also remove spaces around an apostrophe; None for the tokenizer's own setting.
 
         Raises:
-            TypeError: what is no id, such as a list within the list.
-            ValueError: an id that is not in the vocabulary.
+            TypeError, ValueError: see `convert_ids_to_tokens`.
         """
         tokens = self.convert_ids_to_tokens(_as_list(token_ids), skip_special_tokens)
-        glued = ("##", *NO_BLANK_BEFORE)
-        rest = [token.removeprefix("##") if token.startswith(glued) else f" {token}" for token in tokens[1:]]
-        text = "".join(tokens[:1] + rest)
-        if self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces:
-            for blanks in CLEAN_UP:
-                text = text.replace(blanks, blanks.strip())
-        return text
+        if clean_up_tokenization_spaces is None:
+            clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
+        return join_pieces(tokens, clean_up_tokenization_spaces)
 
     def batch_decode(
         self,
@@ -386,7 +372,7 @@ def _as_list(ids: int | Ids) -> list[int]:
     try:
         return [int(i) for i in ([ids] if isinstance(ids, int) else ids)]
     except TypeError:
-        raise TypeError("expected the ids of one text, integers; for several texts there is batch_decode") from None
+        raise TypeError("expected the ids of one text, integers: use batch_decode for several texts") from None
 
 
 def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
@@ -396,4 +382,4 @@ def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
 
 def _check_integer(name: str, value: object, least: int) -> None:
     if value is not None and (not isinstance(value, int) or value < least):
-        raise ValueError(f"{name} must be an integer from {least} on, not {value!r}")
+        raise ValueError(f"{name} must be an integer, at least {least}, not {value!r}")
