@@ -76,8 +76,14 @@ def add_study_commands(commands: Any) -> None:
 
     command = commands.add_parser("trace", help="every value of one forward pass, in order, and one query in full")
     add_sentences(command)
-    for name in ("layer", "head", "row", "query"):
-        command.add_argument(f"--{name}", type=int, default=0, metavar="N", help=f"the {name} to look into; default: 0")
+    command.add_argument("--layer", type=int, default=0, metavar="N", help="the layer to look into; default: 0")
+    command.add_argument(
+        "--head", type=int, metavar="N", help="its head; default: the one that would give [PAD] the most, as in walk"
+    )
+    command.add_argument("--row", type=int, metavar="N", help="the text, from 0; default: the shortest, as in walk")
+    command.add_argument(
+        "--query", type=int, default=0, metavar="N", help="the token, from 0; default: 0, which is [CLS]"
+    )
     command.set_defaults(command="study.run_trace")
     add_common_options(command)
 

@@ -12,7 +12,7 @@ from .. import DEMO
 from ..checkpoint import CheckpointFiles
 from ..heads import DistilBertForSequenceClassification
 from ..study.compare import compare_checkpoint
-from ..study.leak import check_pad_invariance, renormalisation
+from ..study.leak import check_pad_invariance, leak_routes, renormalisation
 from ..study.masks import compare_masks
 from ..study.models import load_checkpoint
 from ..study.padding import left_padding, pad_mass, padding_cost, padding_drift, precision_ladder
@@ -109,7 +109,8 @@ def run_padding(options: argparse.Namespace) -> int:
             "Drift of each sentence from itself alone, without the mask": padding_drift(model, tokenizer, texts, False),
             "Drift with the mask": padding_drift(model, tokenizer, texts),
             "Other ids in the padded slots, with the mask": check_pad_invariance(model, inputs),
-            "At layer 0 the mask only renormalises": renormalisation(model, inputs),
+            "In layer 0 the mask only renormalises": renormalisation(model, inputs),
+            "How padding reaches [CLS]: the mask in the rows of some queries only": leak_routes(model, inputs),
             "Drift in each precision: what shrinks with it is rounding": precision_ladder(model, inputs),
             "Padding on the left": left_padding(model, tokenizer, texts),
             "Share of the computation": padding_cost(lengths, max_length=positions, config=model.config),
