@@ -46,7 +46,7 @@ def try_out(interpreter: str, versions: str, folder: Path) -> str:
     for requirements in (VERSIONS[versions], ["--no-deps", str(ROOT)], ["pytest", "hypothesis"]):
         if python(*pip, *requirements).returncode != 0:
             return f"{interpreter}, {versions}: not run, since pip cannot install {' '.join(requirements)}"
-    for name in ("tests", "scripts", "README.md", "pyproject.toml", ".github"):  # away from the source
+    for name in ("tests", "scripts", "README.md", "pyproject.toml", ".github", ".ci"):  # away from the source
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
     described = python("-c", REPORT, capture_output=True).stdout.strip()
