@@ -92,7 +92,7 @@ def attention_page(
     if size > LIMIT:
         raise ValueError(
             f"the page would take {size / 2**20:.0f} MiB, more than {LIMIT / 2**20:.0f}, for {rows} rows of {tokens} "
-            f"tokens in {len(layers)} layers of {len(heads)} heads: choose with layers= or heads=, or give less text"
+            f"tokens in {len(layers)} layers of {len(heads)} heads: choose fewer layers, heads, tokens or texts"
         )
     runs = list(_runs(model, tokenizer, inputs, layers, heads, "model" if after is None else "before"))
     if after is not None:
@@ -121,6 +121,9 @@ def encode(
         raise ValueError("DistilBertForMultipleChoice has several texts in a row: pass its .distilbert, a choice a row")
     check_eval(model)
     texts = [texts] if isinstance(texts, str) else list(texts)
+    positions = model.config.max_position_embeddings
+    if length is not None and length > positions:
+        raise ValueError(f"length must be at most {positions}, the number of the model's positions, got {length}")
     if length is None:
         batch = tokenizer(texts, pairs, padding=True, return_tensors="pt")
     else:
