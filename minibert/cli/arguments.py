@@ -113,6 +113,17 @@ def add_study_commands(commands: Any) -> None:
     command.set_defaults(command="study.run_compare")
     add_common_options(command)
 
+    command = commands.add_parser("exercise", help="ten exercises: change a copy of the model, predict what differs")
+    command.add_argument("number", nargs="?", type=int, metavar="N", help="1 to 10; none lists them")
+    command.add_argument("--predict", metavar="STEP", help="the first step that differs, such as scores; or none")
+    command.add_argument("--answer", action="store_true", help="show the answer")
+    command.add_argument("--reset", action="store_true", help="make the copy anew; what you changed in it is lost")
+    command.add_argument("-v", "--verbose", action="store_true", help="show every value of the comparison")
+    command.add_argument(
+        "--folder", type=Path, default=Path("minibert-exercises"), help="for the copies; default: minibert-exercises"
+    )
+    command.set_defaults(command="study.run_exercise", model="")
+
 
 def add_sentences(command: argparse.ArgumentParser) -> None:
     """Add the sentences that a command runs on."""

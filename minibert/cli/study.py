@@ -1,9 +1,9 @@
-"""The commands that look inside: walk, trace, view, padding, masks, compare."""
+"""The commands that look inside: walk, trace, view, padding, masks, compare, exercise."""
 
 import argparse
 import json
 from pathlib import Path
-from textwrap import indent
+from textwrap import fill, indent
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from .. import DEMO
 from ..checkpoint import CheckpointFiles
 from ..heads import DistilBertForSequenceClassification
 from ..study.compare import compare_checkpoint
+from ..study.exercises import EXERCISES, grade, initial, start
 from ..study.leak import check_pad_invariance, leak_routes, renormalisation
 from ..study.masks import compare_masks
 from ..study.models import load_checkpoint
@@ -134,6 +135,42 @@ def run_compare(options: argparse.Namespace) -> int:
     result = compare_checkpoint(checkpoint, revision=options.revision, against=against)
     show(options, {"compare": result})
     return 0 if result.ok else 1
+
+
+def run_exercise(options: argparse.Namespace) -> int:
+    """Print an exercise, or grade its copy; exit status 1 where the change or the prediction is not right."""
+    if options.number is None:
+        print(*(f"{number:>2}  {exercise.title}" for number, exercise in enumerate(EXERCISES, 1)), sep="\n")
+        print("\nminibert exercise N makes a copy to change, and says what to do; minibert itself stays as it is.")
+        return 0
+    copy = start(options.folder, options.number, options.reset)
+    exercise = EXERCISES[options.number - 1]
+    print(f"Exercise {options.number} of {len(EXERCISES)}: {exercise.title}\n\n{paragraph(exercise.task)}\n")
+    is_unchanged = not exercise.made and copy.read_text("utf-8") == initial(options.number)
+    if options.predict is None or is_unchanged:
+        verb = "Read" if exercise.made and exercise.first != "none" else "Change"
+        print(f"{verb} {copy}, and predict the first step that differs from the papers' formulas:")
+        print(f"    minibert exercise {options.number} --predict STEP")
+        print("STEP is a name or its end, such as ffn.lin1 or layer.1.attention.q; or none.")
+        if options.predict is not None:
+            print("\nThe copy is unchanged so far: change it first.")
+        if options.answer:
+            print(f"\nAnswer: {exercise.first}\n{paragraph(exercise.answer)}")
+        return 0 if options.predict is None else 1
+    result = grade(options.folder, options.number, options.predict)
+    print(result)
+    if options.verbose:
+        print(f"\n{result.comparison}")
+    if result.ok or options.answer:
+        print(f"\n{paragraph(exercise.answer)}")
+    else:
+        print(f"\nHint: {paragraph(exercise.hint)}\n--answer shows the answer, --reset starts again.")
+    return 0 if result.ok else 1
+
+
+def paragraph(text: str) -> str:
+    """Break a text into lines of at most 100 characters."""
+    return fill(text, 100, break_on_hyphens=False)
 
 
 def sentences(options: argparse.Namespace) -> list[str]:
