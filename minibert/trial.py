@@ -8,6 +8,7 @@ and on AVX-512.
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -27,10 +28,19 @@ from .kernels import (
 )
 from .pretrained import PreTrainedModel
 
-TRIAL_THREADS = (1, 2)
+TRIAL_THREADS = [1, 2]
 TRIAL_ROWS = (1, 1, 2, 2, 3, 3, *range(4, 18), 33, 64, 66, 66)  # run in turn with 1 and with 2 threads
 TRIAL_LENGTHS = (1, 2, 3, 4, 5, 7, 9, 16, 17, 31, 33, 65)
 TRIAL_OFFSETS = (0, 4, 8, 1)  # float32 numbers beyond an address that is a multiple of 64 bytes, as torch allocates
+
+
+def _try_one_thread() -> None:
+    del TRIAL_THREADS[1:]
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    # In a forked process torch hangs when it runs on several threads, if it did so before the fork too.
+    os.register_at_fork(after_in_child=_try_one_thread)
 
 
 def choose_linear(model: PreTrainedModel) -> type[PreparedLinear] | None:

@@ -362,13 +362,13 @@ def test_the_first_kernel_that_passes_the_trial_is_taken(monkeypatch):
 
 @needs("mkl")
 def test_a_layout_made_while_torch_has_many_threads_is_the_same():
-    linear, x = nn.Linear(64, 48), torch.randn(33, 64)
+    linear, x, before = nn.Linear(64, 48), torch.randn(33, 64), torch.get_num_threads()
     torch.set_num_threads(16)
     try:
         many = MklLinear.of(linear).requires_grad_(False)
         assert torch.get_num_threads() == 16
     finally:
-        torch.set_num_threads(1)
+        torch.set_num_threads(before)
     with torch.no_grad():
         assert torch.equal(many(x), MklLinear.of(linear)(x))
         assert torch.allclose(many(x), linear(x), atol=1e-5)

@@ -12,7 +12,7 @@ from .. import DEMO
 from ..checkpoint import CheckpointFiles
 from ..heads import DistilBertForSequenceClassification
 from ..study.compare import compare_checkpoint
-from ..study.leak import check_pad_invariance, renormalisation
+from ..study.leak import check_pad_invariance, leak_routes, renormalisation
 from ..study.masks import compare_masks
 from ..study.models import load_checkpoint
 from ..study.padding import left_padding, pad_mass, padding_cost, padding_drift, precision_ladder
@@ -22,6 +22,7 @@ from ..study.trace import trace
 from ..study.walk import SENTENCES, walk
 from ..tokenizer import DistilBertTokenizer
 from .arguments import read_texts
+from .output import check_output_file, say, write_file
 
 # The logits of SENTENCES in the order of walk.RUNS, as the note that this project grew from prints them.
 PUBLISHED = {
@@ -56,8 +57,8 @@ def run_walk(options: argparse.Namespace) -> int:
         print(json.dumps({"model": str(options.model), **result.to_dict(), "published": published, "agree": agree}))
         return 0 if agree else 1
     config = model.config
-    print(f"minibert walk: {name}, {config.n_layers} layers of {config.n_heads} heads, dim {config.dim}\n")
-    print(result)
+    say(f"minibert walk: {name}, {config.n_layers} layers of {config.n_heads} heads, dim {config.dim}\n")
+    say(str(result))
     if published is not None:
         print("\nPublished logits of this checkpoint, beside these")
         rows = [
@@ -81,13 +82,15 @@ def run_trace(options: argparse.Namespace) -> int:
 
 def run_view(options: argparse.Namespace) -> int:
     """Write the page, and say how large it is."""
+    check_output_file(options.out)
     texts = sentences(options)
     model, tokenizer = load(options)
     choice = {"length": options.length, "layers": options.layers, "heads": options.heads}
     page = attention_page(model, tokenizer, texts, title=f"Attention: {Path(options.model).name}", **choice)
-    written = options.out.write_bytes(page.encode())
-    report = {"file": str(options.out), "bytes": written}
-    print(json.dumps(report) if options.json else f"{options.out}: {written / 1e6:.2f} MB")
+    data = page.encode()
+    write_file(options.out, data)
+    report = {"file": str(options.out), "bytes": len(data)}
+    say(json.dumps(report) if options.json else f"{options.out}: {len(data) / 1e6:.2f} MB")
     return 0
 
 
@@ -106,7 +109,8 @@ def run_padding(options: argparse.Namespace) -> int:
             "Drift of each sentence from itself alone, without the mask": padding_drift(model, tokenizer, texts, False),
             "Drift with the mask": padding_drift(model, tokenizer, texts),
             "Other ids in the padded slots, with the mask": check_pad_invariance(model, inputs),
-            "At layer 0 the mask only renormalises": renormalisation(model, inputs),
+            "In layer 0 the mask only renormalises": renormalisation(model, inputs),
+            "How padding reaches [CLS]: the mask in the rows of some queries only": leak_routes(model, inputs),
             "Drift in each precision: what shrinks with it is rounding": precision_ladder(model, inputs),
             "Padding on the left": left_padding(model, tokenizer, texts),
             "Share of the computation": padding_cost(lengths, max_length=positions, config=model.config),
@@ -126,7 +130,8 @@ def run_compare(options: argparse.Namespace) -> int:
     against = [options.against] if options.against else ["transformers", "oracle"]
     if options.checkpoint is not None and options.model is not DEMO:
         raise ValueError(f"two checkpoints, {options.checkpoint} and --model {options.model}: give one")
-    result = compare_checkpoint(options.checkpoint or options.model, revision=options.revision, against=against)
+    checkpoint = options.model if options.checkpoint is None else options.checkpoint
+    result = compare_checkpoint(checkpoint, revision=options.revision, against=against)
     show(options, {"compare": result})
     return 0 if result.ok else 1
 
@@ -135,9 +140,14 @@ def sentences(options: argparse.Namespace) -> list[str]:
     """Return the sentences to work on.
 
     Raises:
-        ValueError: see `read_texts`.
+        ValueError: there are none, or see `read_texts`.
     """
-    return list(read_texts(options)) if options.texts else list(SENTENCES)
+    if not options.texts:
+        return list(SENTENCES)
+    texts = list(read_texts(options))
+    if not texts:
+        raise ValueError("standard input is empty: give at least one sentence")
+    return texts
 
 
 def show(options: argparse.Namespace, reports: dict[str, Report]) -> None:
@@ -146,6 +156,6 @@ def show(options: argparse.Namespace, reports: dict[str, Report]) -> None:
         values = plain(reports)
         print(json.dumps(values if len(values) > 1 else next(iter(values.values()))))
     elif len(reports) == 1:
-        print(*reports.values())
+        say(str(*reports.values()))
     else:
-        print("\n\n".join(f"{title}\n{indent(str(report), '   ')}" for title, report in reports.items()))
+        say("\n\n".join(f"{title}\n{indent(str(report), '   ')}" for title, report in reports.items()))

@@ -4,8 +4,9 @@ from .attribution import gradient_times_input, integrated_gradients, logit_lens,
 from .audit import audit
 from .compare import compare, compare_checkpoint
 from .figure import attention_figure
+from .flips import label_flips
 from .interventions import ablate_heads, patch
-from .leak import check_pad_invariance, mask_only, renormalisation
+from .leak import check_pad_invariance, leak_routes, mask_only, renormalisation
 from .masks import compare_masks
 from .padding import left_padding, pad_mass, padding_cost, padding_drift, precision_ladder
 from .page import attention_page
@@ -26,6 +27,8 @@ __all__ = [
     "edit",
     "gradient_times_input",
     "integrated_gradients",
+    "label_flips",
+    "leak_routes",
     "left_padding",
     "logit_lens",
     "mask_only",

@@ -1,6 +1,6 @@
 """Which tokens an answer rests on: attention rollout, gradient x input, integrated gradients; and the logit lens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,10 +55,10 @@ class Attribution(Report):
     explained: Tensor
     to_explain: Tensor | None
 
-    def __str__(self) -> str:
+    def parts(self) -> Iterator[str]:
         """Return a row for each token of each text, by number."""
         rows = [(row, i, x) for row, scores in enumerate(self.scores.tolist()) for i, x in enumerate(scores)]
-        return table(("row", "token", "score"), rows)
+        yield table(("row", "token", "score"), rows)
 
 
 def gradient_times_input(

@@ -75,11 +75,12 @@ class Audit(Report):
         """Return the fields, and the result."""
         return super().to_dict() | {"passed": self.passed}
 
-    def __str__(self) -> str:
+    def parts(self) -> list[str]:
+        """Return what was changed and what came of it, a row each, and the findings."""
         words = {True: "passed", False: "FAILED", None: ""}
         rows = [(check.name, check.demanded, check.difference, words[check.passed]) for check in self.checks]
         verdict = [f"{name}: {FINDINGS[name]}" for name in self.findings] or ["No padding gets into the result."]
-        return "\n".join([table(("changed", "demanded", "difference", "result"), rows), "", *verdict])
+        return [table(("changed", "demanded", "difference", "result"), rows), "", *verdict]
 
 
 @torch.no_grad()

@@ -35,6 +35,7 @@ FOLLOWED_BY = {
     "sa_layer_norm": "sa_residual",
     "output_layer_norm": "output_residual",
 }
+ERROR = "An error is |ours - other's| / max(1, |other's|), the largest of a value's numbers."
 AGAINST = ("transformers", "oracle")
 # Above rounding, which every layer multiplies (5e-15 and 3e-6 with weights of an ordinary size); below any mistake.
 ORACLE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -121,7 +122,7 @@ class Comparison(Report):
         """Return the fields, and the result."""
         return super().to_dict() | {"ok": self.ok, "first_divergence": self.first_divergence}
 
-    def __str__(self) -> str:
+    def parts(self) -> list[str]:
         """Return a table of the values, and the result below it."""
         size = " x ".join(map(str, self.shape))
         rows = (
@@ -135,14 +136,15 @@ class Comparison(Report):
             for step in self.steps
         )
         header = ["value", "shape", "result", "equal", "error at real", "error at padded"]
-        lines = [
+        return [
             f"{self.model} and {self.other}, {self.dtype}, a batch of {size}, {self.padded} padded",
             "",
             table(header, rows),
             "",
+            ERROR,
             f"{len(self.steps)} values: {self.verdict} (tolerance {self.tolerance:.2g})",
+            self.not_given_line,
         ]
-        return "\n".join([*lines, self.not_given_line])
 
     @property
     def not_given_line(self) -> str:
@@ -172,7 +174,7 @@ class CheckpointComparison(Report):
         """Return the fields, and the result."""
         return super().to_dict() | {"ok": self.ok}
 
-    def __str__(self) -> str:
+    def parts(self) -> list[str]:
         """Return a line for each comparison, and what was not compared; then the first failed one, value by value."""
         header = ["with", "dtype", "batch", "padded", "values", "error at real", "error at padded", "result"]
         rows = (
@@ -189,8 +191,8 @@ class CheckpointComparison(Report):
             for each in self.comparisons
         )
         not_given = dict.fromkeys(each.not_given_line for each in self.comparisons)
-        failed = next((f"\n\n{each}" for each in self.comparisons if not each.ok), "")
-        return "\n".join([self.checkpoint, "", table(header, rows), "", *not_given]) + failed
+        failed = next((["", *each.parts()] for each in self.comparisons if not each.ok), [])
+        return [self.checkpoint, "", table(header, rows), "", ERROR, *not_given, *failed]
 
 
 def compare(

@@ -7,6 +7,7 @@ import torch
 
 from ..pretrained import PreTrainedModel
 from ..tokenizer import DistilBertTokenizer
+from .models import choose
 from .page import encode
 from .steps import capture
 
@@ -57,8 +58,7 @@ def attention_figure(
     input_ids, real = inputs["input_ids"], inputs["attention_mask"]
     sizes = {"layer": (layer, model.config.n_layers), "head": (head, model.config.n_heads), "row": (row, len(real))}
     for name, (index, size) in sizes.items():
-        if not 0 <= index < size:
-            raise ValueError(f"{name} must be 0 to {size - 1}, got {index}")
+        choose(name, [index], size)
     if not masks:
         raise ValueError("masks is empty: give one value for each panel, such as masks=[False, True]")
     probs = f"{model.encoder_prefix}transformer.layer.{layer}.attention.probs"

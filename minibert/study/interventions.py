@@ -77,13 +77,12 @@ class Patching(Report):
     corrupt: float
     patched: Tensor
 
-    def __str__(self) -> str:
+    def parts(self) -> Iterator[str]:
         """Return the share of the way from the corrupt to the clean metric that each place restores."""
         restored = (self.patched - self.corrupt) / (self.clean - self.corrupt)
         header = (self.axes[0], *(f"{self.axes[1]} {i}" for i in range(self.patched.shape[1])))
-        return f"clean {self.clean:.4f}, corrupt {self.corrupt:.4f}; restored by each place:\n" + table(
-            header, ((layer, *(f"{x:.0%}" for x in row)) for layer, row in enumerate(restored.tolist()))
-        )
+        yield f"clean {self.clean:.4f}, corrupt {self.corrupt:.4f}; restored by each place:"
+        yield table(header, ((layer, *(f"{x:.0%}" for x in row)) for layer, row in enumerate(restored.tolist())))
 
 
 @torch.no_grad()

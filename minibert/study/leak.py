@@ -3,7 +3,7 @@
 Shapes: B rows, S tokens with padding, H heads, N layers. What a row and a batch are: see `rows.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,8 +28,11 @@ class Renormalisation(Report):
 
     error: Tensor
 
-    def __str__(self) -> str:
-        return layers_by_heads(self.error, "max", self.error.amax(dim=1))
+    def parts(self) -> Iterator[str]:
+        """Return the differences, and what they are."""
+        yield "greatest |with mask - without mask / (1 - share of padding)| of the attention to real keys"
+        yield layers_by_heads(self.error, "max", self.error.amax(dim=1))
+        yield "layer 0: rounding; later layers: without the mask their inputs already hold some of the padding"
 
 
 @torch.no_grad()
@@ -82,11 +85,14 @@ class MaskOnly(Report):
     by_layer: Tensor
     by_head: Tensor
 
-    def __str__(self) -> str:
+    def parts(self) -> Iterator[str]:
+        """Return a row for each layer."""
         header = ["mask only in", "together", *(f"head {head}" for head in self.heads)]
         shares = torch.cat([self.by_layer[:, None], self.by_head], dim=1).tolist()
         rows = [[f"layer {i}", *(f"{x:.2f}" for x in row)] for i, row in zip(self.layers, shares, strict=True)]
-        return f"{table(header, rows)}\nlayers together: {self.together:.2f}"
+        yield table(header, rows)
+        yield f"layers together: {self.together:.2f}"
+        yield "1 = the logits as with the full mask, 0 = as far from them as without a mask"
 
 
 @torch.no_grad()
@@ -146,6 +152,69 @@ def partial_masks(model: Model, rows: Rows, layers: Sequence[int], heads: Sequen
     return masks
 
 
+# By which route
+
+
+ROUTES = {  # from which queries the padding is hidden, and how it still reaches [CLS]
+    "no token": "both routes",
+    "[CLS] alone": "the other tokens attend to [PAD], and [CLS] attends to them",
+    "all tokens but [CLS]": "[CLS] itself attends to [PAD]",
+    "all tokens": "none",
+}
+
+
+@dataclass
+class LeakRoutes(Report):
+    """How far padding moves the result when the mask leaves it some of its routes to [CLS].
+
+    Args:
+        hidden_from: the names of ROUTES: from which queries the padding is hidden, in all layers.
+        moved: (4, B), the greatest difference from the run with the mask: of the logits where the head reads [CLS]
+            alone, else of what the model returns for [CLS].
+    """
+
+    hidden_from: list[str]
+    moved: Tensor
+
+    def parts(self) -> Iterator[str]:
+        """Return a row for each run, the worst of all texts."""
+        yield table(
+            ("padding is hidden from", "moved by", "route that is left"),
+            zip(self.hidden_from, self.moved.amax(dim=1).tolist(), ROUTES.values(), strict=True),
+        )
+
+
+@torch.no_grad()
+def leak_routes(model: Model, batch: Mapping[str, Tensor]) -> LeakRoutes:
+    """Measure the two routes of the leak: [CLS] attends to padding, and so do the tokens that [CLS] attends to.
+
+    With the padding hidden from [CLS] alone, or from all other tokens alone, a part of the leak is left; hidden from
+    both, the result is exactly that of the mask. The parts need not add up: the routes mix in every layer.
+
+    Args:
+        model: in eval mode.
+        batch: see `read_batch`. [CLS] is each row's first real token.
+
+    Raises:
+        ValueError: see `read_batch`.
+    """
+    rows = read_batch(model, batch)
+    length = rows.real.shape[1]
+    is_cls = torch.arange(length, device=rows.real.device) == rows.real.int().argmax(dim=1, keepdim=True)  # (B, S)
+    everyone = torch.ones_like(is_cls)
+
+    def result(attention_mask: Tensor) -> Tensor:
+        value = list(run(model, rows._replace(attention_mask=attention_mask), mask=True).values())[-1].double()
+        return value[is_cls] if value.ndim == 3 else value
+
+    masked = result(rows.attention_mask)
+    moved = []
+    for hidden_from in (~everyone, is_cls, ~is_cls, everyone):  # (B, S) queries, in the order of ROUTES
+        may_attend = rows.real[:, None, None, :] | ~hidden_from[:, None, :, None]  # (B, 1, S, S)
+        moved.append((result(may_attend) - masked).abs().amax(dim=1))
+    return LeakRoutes(list(ROUTES), torch.stack(moved))
+
+
 # Whether anything gets past it
 
 
@@ -171,8 +240,9 @@ class PadInvariance(Report):
     differences: Tensor
     pad_gradient: float
 
-    def __str__(self) -> str:
-        return table(
+    def parts(self) -> Iterator[str]:
+        """Return the findings."""
+        yield table(
             (f"other ids in {self.slots} padded slots", "with mask" if self.mask else "without mask"),
             [
                 ("real positions bit-equal", "yes" if self.bit_equal else "no"),

@@ -1,6 +1,6 @@
 """What each way to mask makes of a row of scores, in each precision."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,25 @@ from torch import Tensor
 from .models import DTYPES, check_dtypes
 from .report import Report, dtype_name, table
 
-KINDS = ("finfo.min", "-inf", "-1e4", "-1e9", "sdpa", "multiply", "rows")
+KINDS = {
+    "finfo.min": "the dtype's smallest number, added to the scores of hidden keys",
+    "-inf": "minus infinity, added to them",
+    "-1e4": "-10,000, added to them",
+    "-1e9": "-1,000,000,000, added to them",
+    "sdpa": "torch's scaled_dot_product_attention with a boolean mask",
+    "multiply": "no mask before the softmax; after it the hidden keys are multiplied by 0",
+    "rows": "hides the rows of padded queries (here the second row), not the columns of padded keys",
+}
+OUTCOMES = {
+    "right": "0 for hidden keys, the softmax over the others",
+    "sums to": "hidden keys get 0, but the row does not sum to 1",
+    "to padding": "this share of the attention goes to hidden keys",
+    "uniform": "every key gets 1/S, hidden keys too",
+    "unmasked": "the probabilities without any mask",
+    "distorted": "neither uniform nor unmasked",
+    "zeros": "every key gets 0",
+    "NaN": "not a number, which spreads to all later values",
+}
 EXAMPLE_SCORES = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
 EXAMPLE_MASK = torch.tensor([[1, 1, 0], [0, 0, 0]])  # a padded row, and one with nothing to attend to
 SAME = 1e-2  # probabilities that differ by at most this are called the same: bfloat16 has three digits
@@ -43,20 +61,26 @@ class MaskComparison(Report):
     deviation: Tensor
     outcomes: list[list[list[str]]]
 
-    def __str__(self) -> str:
+    def parts(self) -> Iterator[str]:
+        """Return a line for each row and kind, and below them what the words mean."""
         rows = []
         for row, real in enumerate(self.attention_mask.sum(dim=1).tolist()):
             keys = f"{real} of {self.attention_mask.shape[1]}"
             for kind, by_dtype in zip(self.kinds, self.outcomes, strict=True):
                 rows.append([row, keys, kind, *(by_row[row] for by_row in by_dtype)])
-        return table(["row", "real keys", "mask", *self.dtypes], rows)
+        yield table(["row", "real keys", "mask", *self.dtypes], rows)
+        seen = {outcome for by_dtype in self.outcomes for by_row in by_dtype for outcome in by_row}
+        words = {kind: KINDS[kind] for kind in self.kinds}
+        words |= {word: text for word, text in OUTCOMES.items() if any(word in outcome for outcome in seen)}
+        yield ""
+        yield from (f"{word + ':':<{1 + max(map(len, words))}}  {text}" for word, text in words.items())
 
 
 @torch.no_grad()
 def compare_masks(
     scores: Tensor = EXAMPLE_SCORES,
     attention_mask: Tensor = EXAMPLE_MASK,
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] = tuple(KINDS),
     dtypes: Sequence[torch.dtype] = DTYPES,
 ) -> MaskComparison:
     """Hide keys in each of the ways that people use, in each precision.
@@ -68,10 +92,8 @@ def compare_masks(
     Args:
         scores: (R, S), the scores of R queries by themselves, before the mask.
         attention_mask: (R, S), 1 = this query may attend to this key.
-        kinds: out of KINDS. "finfo.min", "-inf", "-1e4", "-1e9": a number that is added, cast to the dtype (-1e9 is
-            -inf in float16). "sdpa": PyTorch's scaled_dot_product_attention with a boolean mask. "multiply": softmax
-            over all keys, then hidden ones times 0. "rows": the mask hides padded queries in place of keys, so that it
-            does not change a real query's row; a query with nothing to attend to counts as padded.
+        kinds: out of KINDS. A number that is added is cast to the dtype: -1e9 is -inf in float16. For "rows" a query
+            with nothing to attend to counts as padded.
         dtypes: out of DTYPES.
 
     Raises:

@@ -6,7 +6,7 @@ which Apple's MPS lacks: move the model to the CPU there.
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,13 +33,18 @@ class PadMass(Report):
     Args:
         mask: whether the mask was on.
         share: (N, H).
+        even: what the share would be if each query attended to all keys alike: the share of keys that are padding.
     """
 
     mask: bool
     share: Tensor
+    even: float
 
-    def __str__(self) -> str:
-        return layers_by_heads(self.share, "mean", self.share.mean(dim=1))
+    def parts(self) -> Iterator[str]:
+        """Return the shares, and what they would be without any preference."""
+        yield layers_by_heads(self.share, "mean", self.share.mean(dim=1))
+        if not self.mask:
+            yield f"evenly spread over all keys it would be {self.even:.2g}"
 
 
 @torch.no_grad()
@@ -63,7 +68,8 @@ def pad_mass(model: Model, batch: Mapping[str, Tensor], mask: bool = True) -> Pa
     for probs in attentions(model, rows, mask):
         mass = (probs.double() * ~rows.real[:, None, None, :]).sum(dim=-1)  # (B, H, S)
         shares.append(mass.transpose(1, 2)[rows.padded_queries].mean(dim=0))  # (H,)
-    return PadMass(mask, torch.stack(shares))
+    padding = (~rows.real).double().mean(dim=1, keepdim=True).expand_as(rows.real)  # share of each query's keys
+    return PadMass(mask, torch.stack(shares), padding[rows.padded_queries].mean().item())
 
 
 # How far padding moves the results
@@ -87,15 +93,17 @@ class PaddingDrift(Report):
     l2: Tensor
     cosine: Tensor
 
-    def __str__(self) -> str:
+    def parts(self) -> Iterator[str]:
+        """Return the worst of all texts, stage by stage."""
         worst = (self.max.amax(dim=1), self.l2.amax(dim=1), self.cosine.amin(dim=1))
-        return table(
+        yield table(
             ("worst of all texts", "max", "L2", "1 - cosine"),
             [
                 (stage, largest, l2, 1 - cosine)
                 for stage, largest, l2, cosine in zip(self.stages, *(column.tolist() for column in worst), strict=True)
             ],
         )
+        yield "max: difference of one number; L2: distance of one token's vector; cosine: of one token's vectors"
 
 
 @torch.no_grad()
@@ -170,10 +178,14 @@ class PrecisionLadder(Report):
     with_mask: Tensor
     without_mask: Tensor
 
-    def __str__(self) -> str:
+    def parts(self) -> Iterator[str]:
+        """Return the greatest difference at the last stage, a row for each dtype."""
         columns = (self.eps, self.with_mask[:, -1], self.without_mask[:, -1])
         header = ("dtype", "eps", f"{self.stages[-1]}, with mask", "without mask")
-        return table(header, zip(self.dtypes, *(column.tolist() for column in columns), strict=True))
+        yield table(header, zip(self.dtypes, *(column.tolist() for column in columns), strict=True))
+        yield "eps: the spacing of the dtype's numbers at 1; the rest: greatest difference from each text alone"
+        if {"bfloat16", "float16"} & {*self.dtypes}:
+            yield "A 0 in half precision is not more exact: many kernels sum in float32, and round once at the end."
 
 
 @torch.no_grad()
@@ -227,10 +239,12 @@ class LeftPadding(Report):
     hidden_states: Tensor
     logits: Tensor | None
 
-    def __str__(self) -> str:
+    def parts(self) -> Iterator[str]:
+        """Return a row for each run."""
         logits = ["none"] * 3 if self.logits is None else self.logits.tolist()
         rows = zip(self.remedies, self.hidden_states.tolist(), logits, strict=True)
-        return table(("with the mask", "hidden states", "logits"), rows)
+        yield table(("with the mask", "hidden states", "logits"), rows)
+        yield "greatest difference from each text alone"
 
 
 @torch.no_grad()
@@ -290,9 +304,10 @@ class PaddingCost(Report):
     padding_tokens: Tensor
     padding_multiply_adds: Tensor
 
-    def __str__(self) -> str:
+    def parts(self) -> Iterator[str]:
+        """Return a row for each way to make batches."""
         columns = (self.tokens, self.padding_tokens, self.multiply_adds.double(), self.padding_multiply_adds)
-        return table(
+        yield table(
             ("batches", "tokens", "for padding", "multiply-adds", "for padding"),
             zip(self.strategies, *(column.tolist() for column in columns), strict=True),
         )

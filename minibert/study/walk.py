@@ -10,10 +10,12 @@ from torch import Tensor
 
 from ..heads import DistilBertForSequenceClassification
 from ..tokenizer import DistilBertTokenizer
+from .flips import Flips, label_flips
+from .leak import LeakRoutes, leak_routes
 from .models import attention_step
 from .report import Report, table
 from .steps import capture, check_eval
-from .trace import keys_table
+from .trace import keys_table, padding_head, why_this_head
 
 SENTENCES = ("Today is a nice day!", "But what about tomorrow? Im not sure.")
 RUNS = {
@@ -40,11 +42,13 @@ class Walk(Report):
         labels: the L names.
         subject: row of the shortest sentence, the one that is followed.
         logits: for each of RUNS, "alone" and "alone, mask" (1, L), "padded" and "padded, mask" (B, L).
-        head: head of layer 0 in which the subject's [CLS] gives the most attention to padding.
+        head: head of layer 0 in which the subject's [CLS] gives the most attention to padding, without a mask.
         keys: what that [CLS] computes for each key there, (S,) each: scores, mask, masked_scores, probs, and
             probs_without_mask.
         pad_mass: for "padded" and "padded, mask", (n_layers,): the share of attention that the subject's real
             queries give to padding, mean over queries and heads.
+        routes: how far the subject's logits move when padding is hidden from some queries only.
+        flips: the labels of other short texts, alone and beside a long one.
     """
 
     texts: Sequence[str]
@@ -57,10 +61,17 @@ class Walk(Report):
     head: int
     keys: dict[str, Tensor]
     pad_mass: dict[str, Tensor]
+    routes: LeakRoutes
+    flips: Flips
 
-    def __str__(self) -> str:
+    def parts(self) -> Iterator[str]:
         """Return the lesson, to be read from top to bottom."""
-        return "\n".join([*self._runs(), *self._inside(), *self._shares()])
+        yield from (*self._runs(), *self._inside(), *self._shares(), *self._routes(), *self._flip())
+
+    @property
+    def even(self) -> float:
+        """Share of the subject's attention that would go to padding if it attended to all keys alike."""
+        return 1 - self.attention_mask[self.subject].double().mean().item()
 
     def _runs(self) -> Iterator[str]:
         for number, (run, title) in enumerate(RUNS.items(), 1):
@@ -89,11 +100,13 @@ class Walk(Report):
     def _inside(self) -> Iterator[str]:
         tokens, text = self.tokens[self.subject], self.texts[self.subject]
         yield f"Why: layer 0, head {self.head}, what [CLS] of {text!r} computes for each key"
+        yield indent(why_this_head(0, self.head), "   ")
         yield indent(keys_table(tokens, self.keys), "   ")
         real = int(self.attention_mask[self.subject].sum())
         lost = self.keys["probs_without_mask"][real:].sum().item()
-        yield f"   Without a mask [PAD] takes {lost:.1%} of this attention. The mask makes its scores so low that"
-        yield "   exp() of them is exactly 0, and the softmax gives the whole to the real keys."
+        yield f"   Without a mask [PAD] takes {lost:.1%} of this attention; evenly spread it would be {self.even:.1%}."
+        yield "   The mask makes its scores so low that exp() of them is exactly 0, and the softmax gives all of it"
+        yield "   to the real keys."
         yield ""
 
     def _shares(self) -> Iterator[str]:
@@ -103,6 +116,31 @@ class Walk(Report):
             (layer, f"{without:.1%}", f"{mask:.1%}" if mask else "0") for layer, (without, mask) in enumerate(shares)
         ]
         yield indent(table(("layer", "without mask", "with mask"), rows), "   ")
+        yield f"   Evenly spread over all keys it would be {self.even:.1%}."
+        yield ""
+
+    def _routes(self) -> Iterator[str]:
+        yield "The logits are read at [CLS]. How [PAD] reaches it: the mask in the rows of some queries only"
+        yield indent("\n".join(self.routes.parts()), "   ")
+        yield ""
+
+    def _flip(self) -> Iterator[str]:
+        flips, flipped = self.flips, self.flips.flipped
+        row = flipped[0] if flipped else int((flips.without_mask - flips.alone).abs().amax(dim=1).argmax())
+        runs = {
+            "alone": flips.alone[row],
+            "padded, without a mask": flips.without_mask[row],
+            "padded, with the mask": flips.with_mask[row],
+        }
+        yield f"Can the answer itself change? {flips.texts[row]!r} beside a text of {len(flips.beside.split())} words"
+        header = ("run", *self.labels, "answer")
+        cells = ((run, *(f"{x:.4f}" for x in logits.tolist()), flips.label(logits)) for run, logits in runs.items())
+        yield indent(table(header, cells), "   ")
+        counted = f"{len(flipped) or 'none'} of {len(flips.texts)} short texts"
+        change = "changes its" if len(flipped) <= 1 else "change their"
+        yield f"   Without the mask {counted} {change} label" + (
+            "; the mask restores it." if flipped else "; this one moves the most."
+        )
 
 
 @torch.no_grad()
@@ -115,6 +153,10 @@ def walk(
         model: a classifier, in eval mode.
         tokenizer: its tokenizer.
         texts: the sentences. Where all have the same length, four [PAD] are added, so that there is something to see.
+
+    Raises:
+        ValueError: a model in training mode; no list of sentences; sentences that fill all positions of the model, so
+            that nothing can be padded.
     """
     check_eval(model)
     if isinstance(texts, str) or not texts:
@@ -136,8 +178,9 @@ def walk(
         [value[subject] for name, value in steps.items() if name.endswith(".probs")]  # each layer's (H, S, S)
         for steps in (without_mask, with_mask)
     )
-    head = int(probs[0][:, 0, shortest:].sum(-1).argmax())
     step = {name: with_mask[attention_step(model, 0, name)] for name in ("scores", "mask", "masked_scores")}
+    head = padding_head(step["scores"][subject, :, 0], attention_mask[subject].bool())
+    routes = leak_routes(model, batch)
     return Walk(
         texts=texts,
         tokens=[tokenizer.convert_ids_to_tokens(row) for row in input_ids.tolist()],
@@ -158,6 +201,8 @@ def walk(
             run: torch.stack([p[:, :shortest, shortest:].sum(-1).mean() for p in each])
             for run, each in (("padded", probs), ("padded, mask", masked_probs))
         },
+        routes=LeakRoutes(routes.hidden_from, routes.moved[:, [subject]]),
+        flips=label_flips(model, tokenizer),
     )
 
 
