@@ -237,13 +237,14 @@ def test_where_a_file_goes_is_checked_before_the_work(capsys, tmp_path, command)
         assert f"{target}: give the name of a file, in a folder that exists" in err
 
 
-def test_a_link_stays_a_link_and_a_pipe_is_written_into(tmp_path):
+def test_a_link_stays_a_link_permissions_stay_and_a_pipe_is_written_into(tmp_path):
     target, link, pipe = tmp_path / "target", tmp_path / "link", tmp_path / "pipe"
     target.write_bytes(b"old")
+    target.chmod(0o600)
     link.symlink_to(target)
     write_file(link, b"new")
     assert link.is_symlink()
-    assert target.read_bytes() == b"new"
+    assert (target.read_bytes(), target.stat().st_mode & 0o777) == (b"new", 0o600)
     os.mkfifo(pipe)
     writer = threading.Thread(target=write_file, args=(pipe, b"data"))
     writer.start()
