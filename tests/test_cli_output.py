@@ -193,7 +193,7 @@ def test_an_endless_line_is_refused(checkpoint, capsys, monkeypatch, tmp_path, c
     assert "has more than" not in run(capsys, *command, "--model", checkpoint, "--file", file)[2]
 
 
-@pytest.mark.parametrize("command", [["view", "-o"], ["embed", "--out"]])
+@pytest.mark.parametrize("command", [["view", "-o"], ["lab", "-o"], ["embed", "--out"]])
 def test_a_file_is_written_whole_or_not_at_all(checkpoint, capsys, tmp_path, command):
     target = tmp_path / "file.npy"
     arguments = [*command, target, "--model", checkpoint, "today is a nice day", "nice"]
@@ -228,7 +228,7 @@ def test_what_names_nothing_is_an_error(checkpoint, capsys, monkeypatch):
         assert err.startswith("minibert: error: '': no such folder")
 
 
-@pytest.mark.parametrize("command", [["view", "-o"], ["embed", "--out"]])
+@pytest.mark.parametrize("command", [["view", "-o"], ["lab", "-o"], ["embed", "--out"]])
 def test_where_a_file_goes_is_checked_before_the_work(capsys, tmp_path, command):
     (tmp_path / "folder.npy").mkdir()
     for target in (tmp_path / "folder.npy", tmp_path / "none" / "file.npy"):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .. import DEMO
-from ..checkpoint import CheckpointFiles, write_atomically
+from ..checkpoint import CheckpointFiles
 from ..heads import DistilBertForSequenceClassification
 from ..study.compare import compare_checkpoint
 from ..study.exercises import EXERCISES, grade, initial, start
@@ -99,6 +99,7 @@ def run_view(options: argparse.Namespace) -> int:
 
 def run_lab(options: argparse.Namespace) -> int:
     """Write the laboratory, and say where it is."""
+    check_output_file(options.out)
     texts = sentences(options)
     files = CheckpointFiles(options.model, revision=options.revision)
     model = DistilBertForSequenceClassification.from_files(files)
@@ -106,7 +107,7 @@ def run_lab(options: argparse.Namespace) -> int:
         model, DistilBertTokenizer.from_files(files), texts, title=f"Attention laboratory: {Path(options.model).name}"
     )
     data = page.encode()
-    write_atomically(options.out, data)
+    write_file(options.out, data)
     address = options.out.resolve().as_uri()
     print(json.dumps({"file": str(options.out), "bytes": len(data), "address": address}) if options.json else address)
     if options.open:
@@ -168,7 +169,7 @@ def run_exercise(options: argparse.Namespace) -> int:
     is_unchanged = not exercise.made and copy.read_text("utf-8") == initial(options.number)
     if options.predict is None or is_unchanged:
         verb = "Read" if exercise.made and exercise.first != "none" else "Change"
-        print(f"{verb} {copy}, and predict the first step that differs from the papers' formulas:")
+        say(f"{verb} {copy}, and predict the first step that differs from the papers' formulas:")
         print(f"    minibert exercise {options.number} --predict STEP")
         print("STEP is a name or its end, such as ffn.lin1 or layer.1.attention.q; or none.")
         if options.predict is not None:
@@ -177,9 +178,9 @@ def run_exercise(options: argparse.Namespace) -> int:
             print(f"\nAnswer: {exercise.first}\n{paragraph(exercise.answer)}")
         return 0 if options.predict is None else 1
     result = grade(options.folder, options.number, options.predict)
-    print(result)
+    say(str(result))
     if options.verbose:
-        print(f"\n{result.comparison}")
+        say(f"\n{result.comparison}")
     if result.ok or options.answer:
         print(f"\n{paragraph(exercise.answer)}")
     else:
