@@ -216,6 +216,15 @@ def test_limits_are_checked_before_the_work(checkpoint, capsys):
         assert err == f"minibert: error: length must be at most 16, the number of the model's positions, got {length}\n"
 
 
+@pytest.mark.parametrize("command", ["walk", "trace", "padding", "view", "lab"])
+def test_a_sentence_that_is_too_long_is_named(checkpoint, capsys, tmp_path, command):
+    options = ["-o", tmp_path / "page.html"] if command in ("view", "lab") else []
+    arguments = [command, "--model", checkpoint, "a nice day", "nice " * 20, *options]
+    error = "minibert: error: sentence 2 has 22 tokens, but the model takes 16: shorten it\n"
+    assert run(capsys, *arguments) == (2, "", error)
+    assert command != "view" or run(capsys, *arguments, "--length", 16)[0] == 0
+
+
 def test_what_names_nothing_is_an_error(checkpoint, capsys, monkeypatch):
     for command in ("walk", "trace", "padding", "view"):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
