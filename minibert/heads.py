@@ -5,7 +5,7 @@ https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/models
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,45 +14,10 @@ from torch import Tensor, nn
 from .config import DistilBertConfig
 from .mask import has_values
 from .model import LAYER_NORM_EPS, DistilBertModel, activation
+from .outputs import LogitsOutput, SpanOutput
 from .pretrained import PreTrainedModel
 
 IGNORE = -100  # a label that is left out of the loss
-
-
-@dataclass
-class LogitsOutput:
-    """What every head but question answering returns.
-
-    Args:
-        logits: (B, L); token classification (B, S, L), masked LM (B, S, V), multiple choice (B, C).
-        loss: scalar; None without labels.
-        hidden_states: n_layers + 1 of (B, S, D); None unless asked for.
-        attentions: n_layers of (B, H, S, S), before dropout; None unless asked for.
-    """
-
-    logits: Tensor
-    loss: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class SpanOutput:
-    """What question answering returns.
-
-    Args:
-        start_logits: (B, S), how likely each token is the first of the answer.
-        end_logits: (B, S), how likely each token is the last of the answer.
-        loss: scalar; None without start_positions and end_positions.
-        hidden_states: n_layers + 1 of (B, S, D); None unless asked for.
-        attentions: n_layers of (B, H, S, S), before dropout; None unless asked for.
-    """
-
-    start_logits: Tensor
-    end_logits: Tensor
-    loss: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
 
 
 class ModelWithHead(PreTrainedModel, ABC):
@@ -79,9 +44,10 @@ class ModelWithHead(PreTrainedModel, ABC):
         position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-    ) -> LogitsOutput:
+        output_hidden_states: bool | None = False,
+        output_attentions: bool | None = False,
+        return_dict: bool | None = True,
+    ) -> LogitsOutput | tuple[Any, ...]:
         """Run the encoder and the head; arguments are those of `DistilBertModel.forward` and the labels.
 
         `labels` have the shape and dtype that the docstring of the class gives. With them the output holds the loss.
@@ -89,7 +55,7 @@ class ModelWithHead(PreTrainedModel, ABC):
         Raises:
             ValueError: see `model.check_inputs`; labels that do not fit the logits.
         """
-        output = self.distilbert(
+        encoded = self.distilbert(
             input_ids,
             attention_mask,
             inputs_embeds=inputs_embeds,
@@ -97,9 +63,10 @@ class ModelWithHead(PreTrainedModel, ABC):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        logits = self.head(output.last_hidden_state)
+        logits = self.head(encoded.last_hidden_state)
         loss = None if labels is None else self.loss(logits, labels)
-        return LogitsOutput(logits, loss, output.hidden_states, output.attentions)
+        output = LogitsOutput(loss, logits, encoded.hidden_states, encoded.attentions)
+        return output.to_tuple() if return_dict is False else output
 
 
 class DistilBertForMaskedLM(ModelWithHead):
@@ -216,9 +183,10 @@ class DistilBertForMultipleChoice(ModelWithHead):
         position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-    ) -> LogitsOutput:
+        output_hidden_states: bool | None = False,
+        output_attentions: bool | None = False,
+        return_dict: bool | None = True,
+    ) -> LogitsOutput | tuple[Any, ...]:
         """Score each choice as a text of its own: (B, C, S) is run as (B * C, S).
 
         `input_ids`, `attention_mask` and `position_ids` are (B, C, S), `inputs_embeds` (B, C, S, D). Hidden states and
@@ -238,9 +206,10 @@ class DistilBertForMultipleChoice(ModelWithHead):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
+        output = cast(LogitsOutput, output)
         output.logits = output.logits.view(-1, choices)  # (B, C)
         output.loss = None if labels is None else self.loss(output.logits, labels)
-        return output
+        return output.to_tuple() if return_dict is False else output
 
 
 class DistilBertForQuestionAnswering(PreTrainedModel):
@@ -276,9 +245,10 @@ class DistilBertForQuestionAnswering(PreTrainedModel):
         token_type_ids: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-    ) -> SpanOutput:
+        output_hidden_states: bool | None = False,
+        output_attentions: bool | None = False,
+        return_dict: bool | None = True,
+    ) -> SpanOutput | tuple[Any, ...]:
         """Run the encoder and the head; arguments are those of `DistilBertModel.forward` and the two labels.
 
         Raises:
@@ -286,7 +256,7 @@ class DistilBertForQuestionAnswering(PreTrainedModel):
         """
         if (start_positions is None) != (end_positions is None):
             raise ValueError("pass both start_positions and end_positions, or neither")
-        output = self.distilbert(
+        encoded = self.distilbert(
             input_ids,
             attention_mask,
             inputs_embeds=inputs_embeds,
@@ -294,11 +264,12 @@ class DistilBertForQuestionAnswering(PreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        start_logits, end_logits = self.head(output.last_hidden_state).unbind(-1)  # (B, S) each
+        start_logits, end_logits = self.head(encoded.last_hidden_state).unbind(-1)  # (B, S) each
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = (span_loss(start_logits, start_positions) + span_loss(end_logits, end_positions)) / 2
-        return SpanOutput(start_logits, end_logits, loss, output.hidden_states, output.attentions)
+        output = SpanOutput(loss, start_logits, end_logits, encoded.hidden_states, encoded.attentions)
+        return output.to_tuple() if return_dict is False else output
 
 
 def flatten_choices(

@@ -19,12 +19,12 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
     Nothing is checked here: the model calls `check_attention_mask` first.
 
     Args:
-        attention_mask: (B, S), 1 = a key to attend to; or (B, 1 or H, S, S) bool, True = this query may attend to
-            this key. See `check_attention_mask`.
+        attention_mask: (B, S), 1 = a key to attend to; or (1 or B, 1 or H, S, S) bool, True = this query may attend to
+            this key, such as a causal mask of shape (1, 1, S, S). See `check_attention_mask`.
         dtype: that of the hidden states.
 
     Returns:
-        (B, 1, 1, S), broadcast over the heads and queries of the (B, H, S, S) scores; or (B, 1 or H, S, S).
+        (B, 1, 1, S), broadcast over the heads and queries of the (B, H, S, S) scores; or (1 or B, 1 or H, S, S).
 
     Source: Vaswani et al. 2017, section 3.2.3 ("setting to -inf all values in the input of the softmax").
     """
@@ -41,7 +41,7 @@ def check_attention_mask(attention_mask: Tensor, batch: int, length: int, heads:
 
     Args:
         attention_mask: (batch, length) of bools or of numbers that are exactly 0 or 1; or bools of shape
-            (batch, 1 or heads, length, length).
+            (1 or batch, 1 or heads, length, length), where 1 stands for all texts or all heads.
         batch: B of the input.
         length: S of the input.
         heads: H of the model.
@@ -51,11 +51,12 @@ def check_attention_mask(attention_mask: Tensor, batch: int, length: int, heads:
     """
     if not isinstance(attention_mask, Tensor):
         raise ValueError(f"attention_mask must be a tensor, got {type(attention_mask).__name__}")
-    patterns = [(batch, 1, length, length), (batch, heads, length, length)]
-    if attention_mask.shape != (batch, length) and attention_mask.shape not in patterns:
+    shape = attention_mask.shape
+    is_pattern = len(shape) == 4 and shape[0] in (1, batch) and shape[1] in (1, heads) and shape[2:] == (length, length)
+    if shape != (batch, length) and not is_pattern:
         raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, but the input needs ({batch}, {length}), "
-            f"1 = real token, or bools of shape ({batch}, 1 or {heads}, {length}, {length})"
+            f"attention_mask has shape {tuple(shape)}, but the input needs ({batch}, {length}), "
+            f"1 = real token, or bools of shape (1 or {batch}, 1 or {heads}, {length}, {length})"
         )
     if attention_mask.ndim == 4 and attention_mask.dtype != torch.bool:
         raise ValueError(
@@ -75,5 +76,7 @@ def check_attention_mask(attention_mask: Tensor, batch: int, length: int, heads:
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether a check can read values: not during compilation, and not on the meta device, which has only shapes."""
-    return not (torch.compiler.is_compiling() or tensor.is_meta)
+    """Whether a check can read values: not during compilation, under vmap, or on the meta device."""
+    if torch.compiler.is_compiling() or tensor.is_meta:
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)

@@ -9,13 +9,14 @@ https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/models
 with `attn_implementation="eager"`, so that the results are equal bit for bit.
 """
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .config import DistilBertConfig
 from .mask import additive_mask, check_attention_mask, has_values
+from .outputs import EncoderOutput
 from .pretrained import PreTrainedModel
 
 LAYER_NORM_EPS = 1e-12
@@ -26,21 +27,6 @@ class Step(nn.Identity):
 
     Its name is its path in the model, such as `transformer.layer.0.attention.scores`.
     """
-
-
-@dataclass
-class EncoderOutput:
-    """What the encoder returns.
-
-    Args:
-        last_hidden_state: (B, S, D). The rows of [PAD] are computed like all others, but have no meaning.
-        hidden_states: n_layers + 1 of (B, S, D), the embeddings first; None unless asked for.
-        attentions: n_layers of (B, H, S, S), the probabilities before dropout; None unless asked for.
-    """
-
-    last_hidden_state: Tensor
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
 
 
 class Embeddings(nn.Module):
@@ -94,7 +80,7 @@ class MultiHeadSelfAttention(nn.Module):
         self.context = Step()
 
     def forward(self, hidden_states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, S, D) and an additive mask, (B, 1, 1, S) or (B, 1 or H, S, S) -> (B, S, D) and the probabilities."""
+        """(B, S, D) and an additive mask, (B, 1, 1, S) or (1 or B, 1 or H, S, S) -> (B, S, D) and the probabilities."""
         q = self.q(self.split_heads(self.q_lin(hidden_states)))  # (B, H, S, E)
         k = self.k(self.split_heads(self.k_lin(hidden_states)))
         v = self.v(self.split_heads(self.v_lin(hidden_states)))
@@ -159,8 +145,8 @@ class Transformer(nn.Module):
         self,
         hidden_states: Tensor,
         mask: Tensor | None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: bool | None = False,
+        output_attentions: bool | None = False,
     ) -> EncoderOutput:
         """(B, S, D) and an additive mask -> the last hidden states, and on request those of all layers and the maps."""
         all_hidden_states, all_attentions = [hidden_states], []
@@ -200,9 +186,10 @@ class DistilBertModel(PreTrainedModel):
         inputs_embeds: Tensor | None = None,
         position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-    ) -> EncoderOutput:
+        output_hidden_states: bool | None = False,
+        output_attentions: bool | None = False,
+        return_dict: bool | None = True,
+    ) -> EncoderOutput | tuple[Any, ...]:
         """Run the encoder.
 
         Args:
@@ -215,6 +202,7 @@ class DistilBertModel(PreTrainedModel):
             token_type_ids: ignored: DistilBERT has no segments, but some tokenizers return these ids.
             output_hidden_states: also return the hidden states after each layer.
             output_attentions: also return the attention probabilities of each layer.
+            return_dict: False returns `output.to_tuple()`.
 
         Raises:
             ValueError: see `check_inputs`.
@@ -222,7 +210,8 @@ class DistilBertModel(PreTrainedModel):
         check_inputs(self.config, input_ids, attention_mask, inputs_embeds, position_ids)
         hidden_states = self.embeddings(input_ids, inputs_embeds, position_ids)  # (B, S, D)
         mask = None if attention_mask is None else additive_mask(attention_mask, hidden_states.dtype)
-        return self.transformer(hidden_states, mask, output_hidden_states, output_attentions)
+        output = self.transformer(hidden_states, mask, output_hidden_states, output_attentions)
+        return output.to_tuple() if return_dict is False else output
 
 
 def check_inputs(

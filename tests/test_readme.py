@@ -54,7 +54,9 @@ def test_the_lesson_is_what_the_command_prints(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "minibert"], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60
     )
-    assert same(shown, done.stdout)
+    printed = iter(done.stdout.split("\n\n"))
+    for paragraph in shown.replace("…\n\n", "").split("\n\n"):  # "…" stands for paragraphs that are left out
+        assert any(same(paragraph, each) for each in printed), paragraph
 
 
 @pytest.mark.parametrize(("name", "least"), [("README.md", 15), ("QUESTIONS.md", 20)])

@@ -96,6 +96,15 @@ def add_study_commands(commands: Any) -> None:
     command.set_defaults(command="study.run_view")
     add_common_options(command)
 
+    command = commands.add_parser(
+        "lab", help="an HTML page that runs the model: flip bits of its mask, watch its logits"
+    )
+    add_sentences(command)
+    command.add_argument("-o", "--out", type=Path, default=Path("lab.html"), metavar="FILE", help="the page")
+    command.add_argument("--open", action="store_true", help="open the page in the browser")
+    command.set_defaults(command="study.run_lab")
+    add_common_options(command)
+
     command = commands.add_parser("padding", help="what padding takes, moves and costs, with the mask and without")
     add_sentences(command)
     command.set_defaults(command="study.run_padding")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import webbrowser
 from pathlib import Path
 from textwrap import fill, indent
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 
 from .. import DEMO
-from ..checkpoint import CheckpointFiles
+from ..checkpoint import CheckpointFiles, write_atomically
 from ..heads import DistilBertForSequenceClassification
 from ..study.compare import compare_checkpoint
 from ..study.exercises import EXERCISES, grade, initial, start
+from ..study.lab import attention_lab
 from ..study.leak import check_pad_invariance, leak_routes, renormalisation
 from ..study.masks import compare_masks
 from ..study.models import load_checkpoint
@@ -92,6 +94,23 @@ def run_view(options: argparse.Namespace) -> int:
     write_file(options.out, data)
     report = {"file": str(options.out), "bytes": len(data)}
     say(json.dumps(report) if options.json else f"{options.out}: {len(data) / 1e6:.2f} MB")
+    return 0
+
+
+def run_lab(options: argparse.Namespace) -> int:
+    """Write the laboratory, and say where it is."""
+    texts = sentences(options)
+    files = CheckpointFiles(options.model, revision=options.revision)
+    model = DistilBertForSequenceClassification.from_files(files)
+    page = attention_lab(
+        model, DistilBertTokenizer.from_files(files), texts, title=f"Attention laboratory: {Path(options.model).name}"
+    )
+    data = page.encode()
+    write_atomically(options.out, data)
+    address = options.out.resolve().as_uri()
+    print(json.dumps({"file": str(options.out), "bytes": len(data), "address": address}) if options.json else address)
+    if options.open:
+        webbrowser.open(address)
     return 0
 
 

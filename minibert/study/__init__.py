@@ -6,6 +6,7 @@ from .compare import compare, compare_checkpoint
 from .figure import attention_figure
 from .flips import label_flips
 from .interventions import ablate_heads, patch
+from .lab import attention_lab
 from .leak import check_pad_invariance, leak_routes, mask_only, renormalisation
 from .masks import compare_masks
 from .padding import left_padding, pad_mass, padding_cost, padding_drift, precision_ladder
@@ -17,6 +18,7 @@ from .walk import walk
 __all__ = [
     "ablate_heads",
     "attention_figure",
+    "attention_lab",
     "attention_page",
     "audit",
     "capture",

@@ -106,7 +106,7 @@ def attention_page(
         "mask": torch.finfo(model.dtype).min,
         "runs": runs,
     }
-    return Page(_fill(title, data))
+    return Page(fill("page.html", title, data))
 
 
 def encode(
@@ -193,9 +193,17 @@ def _pack(values: Tensor) -> list[str]:
     return [base64.b64encode(row.tobytes()).decode() for row in clamped]
 
 
-def _fill(title: str, data: Mapping[str, Any]) -> str:
-    """Fill the template in one pass: a part that holds the placeholder of another part is not filled again."""
-    parts = {name: (TEMPLATES / f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
-    parts["title"] = html.escape(title)
-    parts["data"] = json.dumps(data).replace("<", r"\u003c")  # so that no token can end the script element
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], parts["html"])
+def fill(template: str, title: str, data: Mapping[str, Any]) -> str:
+    """Fill a template: `{{title}}`, `{{data}}`, and other templates by their names.
+
+    In one pass: what a part holds is not searched for placeholders again.
+    """
+
+    def read(name: str) -> str:
+        return (TEMPLATES / name).read_text(encoding="utf-8")
+
+    parts = {
+        "title": html.escape(title),
+        "data": json.dumps(data).replace("<", r"\u003c"),  # so that no token can end the script element
+    }
+    return re.sub(r"\{\{([\w.]+)\}\}", lambda match: parts.get(match[1]) or read(match[1]), read(template))

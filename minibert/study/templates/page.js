@@ -1,22 +1,13 @@
-"use strict";
 // Shows the data that page.py put into the page: for each run (one state of the model, without the mask or with it) the
-// scores of every row, layer and head. S is the number of tokens, padding included. A map has S × S values, (query, key).
-// Tokens enter the page as text only (textContent), never as HTML.
+// scores of every row, layer and head. S is the number of tokens, padding included. A map is (S, S): (query, key).
 (() => {
-const element = id => document.getElementById(id);
 const data = JSON.parse(element("data").textContent);
 const S = data.tokens[0].length;
 const states = [...new Set(data.runs.map(run => run.state))];
-const at = { row: 0, layer: 0, head: 0, query: 0, masked: false, state: states[0] };  // layer and head: an index into data
+const at = { row: 0, layer: 0, head: 0, query: 0, masked: false, state: states[0] };  // layer, head: indices
 const LINE = 18;  // height of a token in the head view
 
 // ---- Numbers: from float16 to probabilities
-
-const HALVES = Float32Array.from({ length: 65536 }, (_, bits) => {
-  const exponent = bits >> 10 & 31, fraction = bits & 1023;
-  const size = exponent ? (1 + fraction / 1024) * 2 ** (exponent - 15) : fraction * 2 ** -24;
-  return (bits >> 15 ? -1 : 1) * (exponent < 31 ? size : fraction ? NaN : Infinity);
-});
 
 // Returns a function that computes its result once for each list of arguments.
 function remember(compute) {
@@ -28,16 +19,8 @@ function remember(compute) {
   };
 }
 
-// One row of one layer, all heads: base64 -> (H, S, S).
-function unpack(packed) {
-  const bytes = atob(packed);
-  const values = new Float32Array(bytes.length / 2);
-  for (let i = 0; i < values.length; i++)
-    values[i] = HALVES[bytes.charCodeAt(2 * i) | bytes.charCodeAt(2 * i + 1) << 8];
-  return values;
-}
-
-const unpacked = remember((run, what, row, layer) => unpack(data.runs[run][what][layer][row]));
+// One row of one layer, all heads: (H, S, S).
+const unpacked = remember((run, what, row, layer) => readHalves(data.runs[run][what][layer][row]));
 const ofHead = (run, what, row, layer, head) =>
   unpacked(run, what, row, layer).subarray(head * S * S, (head + 1) * S * S);
 const scores = (run, row, layer, head) => ofHead(run, "scores", row, layer, head);
@@ -80,7 +63,6 @@ function padMass(values) {
 // ---- Colours: they follow √|value|, so that small weights stay visible
 
 let full = 1;  // the value with the full colour: 1, or the largest difference in this row
-const strength = value => Math.sqrt(Math.min(1, Math.abs(value) / full));
 
 function readScale() {
   full = 1;
@@ -91,69 +73,24 @@ function readScale() {
   full ||= 1;
 }
 
-let colours, dimmed;  // for -1 to 1, 511 pixels each
+let palette;
 
-function readColours() {
-  const style = getComputedStyle(document.documentElement);
-  const [low, high, minus, plus, paper] = ["low", "high", "minus", "plus", "paper"].map(name =>
-    [1, 3, 5].map(i => parseInt(style.getPropertyValue(`--${name}`).trim().slice(i, i + 2), 16)));
-  const end = differing() ? plus : high;
-  const mix = (from, to, share) => from.map((c, i) => Math.round(c + (to[i] - c) * share));
-  const scale = Array.from({ length: 511 }, (_, i) => mix(low, i < 255 ? minus : end, Math.abs(i - 255) / 255));
-  const pixels = list => new Uint32Array(new Uint8Array(list.flatMap(colour => [...colour, 255])).buffer);
-  colours = pixels(scale);
-  dimmed = pixels(scale.map(colour => mix(paper, colour, 0.35)));
-  const stops = (differing() ? [0, 255, 510] : [255, 510]).map(i => `rgb(${scale[i]})`);
+function drawLegend() {
+  palette = readPalette(differing() ? "plus" : "high");
+  const stops = (differing() ? [0, 255, 510] : [255, 510]).map(i => `rgb(${palette.scale[i]})`);
   const parts = differing() ? [-1, -0.5, 0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1];
   const ticks = parts.map(part => String(+(part * Math.abs(part) * full).toPrecision(2)).replace("-", "−"));
   element("legend").style.borderImage = `linear-gradient(to right, ${stops}) 1`;
   element("legend").replaceChildren(...ticks.map(tick => make("span", tick)));
 }
 
-// One pixel for each query and key. The rows of padded queries are dimmed, since nobody reads them.
-function paint(canvas, values) {
-  canvas.width = canvas.height = S;
-  const image = new ImageData(S, S);
-  const pixels = new Uint32Array(image.data.buffer);
-  for (let i = 0; i < S * S; i++) {  // NaN has no colour: its pixel stays empty
-    const table = data.real[at.row][Math.floor(i / S)] ? colours : dimmed;
-    pixels[i] = table[255 + Math.round(Math.sign(values[i]) * strength(values[i]) * 255)];
-  }
-  canvas.getContext("2d").putImageData(image, 0, 0);
-}
+const paint = (canvas, values) => paintMap(canvas, values, palette, data.real[at.row], full);
 
 // ---- Parts of the page
 
-function make(tag, text = "", properties = {}) {
-  const made = document.createElement(tag);
-  made.textContent = text;
-  return Object.assign(made, properties);
-}
-
-function makeSvg(tag, attributes, text = "") {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.textContent = text;
-  return made;
-}
-
-const percent = share => share === 0 ? "0" : `${(100 * share).toFixed(1)}%`;
-const signed = x => x === 0 ? "0" : (x < 0 ? "−" : "+") + Math.abs(x).toFixed(4);
 const token = position => data.tokens[at.row][position];
 const padded = position => data.real[at.row][position] ? "" : "pad";
 const runName = run => (states.length > 1 ? `${run.state}, ` : "") + (run.masked ? "with mask" : "without mask");
-
-function fillTable(table, header, rows) {
-  const head = make("thead"), body = make("tbody");
-  head.append(make("tr"));
-  head.firstChild.append(...header.map(title => make("th", title, { scope: "col" })));
-  body.append(...rows.map(cells => {
-    const line = make("tr");
-    line.append(...cells.map((cell, i) => i ? make("td", cell) : make("th", cell, { scope: "row" })));
-    return line;
-  }));
-  table.replaceChildren(head, body);
-}
 
 const buttons = data.layers.map((_, layer) => data.heads.map((_, head) => {
   const button = make("button", "", { type: "button", onclick: () => move({ layer, head }) });
@@ -242,7 +179,7 @@ function drawLines() {
   const colour = weight => `var(--${!differing() ? "high" : weight < 0 ? "minus" : "plus"})`;
   const lines = Array.from(weights, (weight, i) => makeSvg("line", {
     x1: 125, y1: y(at.query), x2: 245, y2: y(i), "stroke-width": 2, style: `stroke: ${colour(weight)}`,
-    "stroke-opacity": strength(weight).toFixed(3), "data-weight": weight,
+    "stroke-opacity": strength(weight, full).toFixed(3), "data-weight": weight,
   }));
   const queries = data.tokens[at.row].map((_, i) => text(i, 118, "query", "end"));
   queries.forEach((label, query) => label.addEventListener("click", () => move({ query })));
@@ -263,7 +200,8 @@ function drawNumbers() {
   element("numbers-title").textContent = `What query ${at.query}, ${token(at.query)}, computes for each key`;
   const isEdited = edited(now, at.layer);
   element("numbers-note").textContent = differing() ? "Probabilities" : isEdited
-    ? "The change is between score and probability: this is not the softmax of the scores" : "softmax(score + mask) = probability";
+    ? "The change is between score and probability: this is not the softmax of the scores"
+    : "softmax(score + mask) = probability";
   let header, rows;
   if (differing()) {
     const before = chosen(runOf(states[0], at.masked)), after = chosen(now);
@@ -308,7 +246,7 @@ function move(to) {
   }
   if (everything) {
     readScale();
-    readColours();
+    drawLegend();
     drawGrid();
     drawPredictions();
   }
@@ -371,12 +309,7 @@ element("plot").addEventListener("mousemove", event => {
 });
 element("plot").addEventListener("click", event => move({ query: cellAt(event)[0] }));
 
-// A printed page is light, even where the screen is dark.
-const repaint = () => move({ masked: at.masked });
-const printing = on => { document.documentElement.classList.toggle("print", on); repaint(); };
-addEventListener("beforeprint", () => printing(true));
-addEventListener("afterprint", () => printing(false));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+onNewColours(() => move({ masked: at.masked }));
 
 element("row").append(
   ...data.tokens.map((row, i) => make("option", `${i} ${row.slice(1, 8).join(" ")}`, { value: i })));
@@ -384,10 +317,4 @@ element("state").append(...[...states, "difference"].map(state => make("option",
 element("state-label").hidden = states.length < 2;
 buildGrid();
 move({ row: 0 });
-
-// In a notebook no map is cut: the frame gets the height of the page, if the notebook lets a page reach its frame.
-document.documentElement.classList.toggle("framed", self !== top);
-if (frameElement) new ResizeObserver(() => {
-  frameElement.style.height = `${document.body.offsetHeight}px`;
-}).observe(document.body);
 })();
