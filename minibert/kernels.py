@@ -26,17 +26,25 @@ MOST_THREADS = 8  # a layout that MKL makes for 16 adds up in another order wher
 
 
 class PreparedLinear(nn.Module, ABC):
-    """A linear layer whose weights were laid out, or quantized, once.
+    """A linear layer whose weights are laid out, or quantized, once.
 
     Args:
-        linear: the layer; float32, on the CPU.
+        weight: (out, in), float32, on the CPU.
+        bias: (out,).
     """
 
-    label: ClassVar[str]  # how print(pack(model)) calls this kind
+    label: ClassVar[str]  # the name of this kind in print(pack(model))
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
-        self.width, self.n_inputs = linear.out_features, linear.in_features
+        self.width, self.n_inputs = weight.shape
+        self.bias = bias.detach()
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> Self:
+        """Prepare a layer."""
+        bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
+        return cls(linear.weight, bias)
 
     @staticmethod
     @abstractmethod
@@ -58,10 +66,10 @@ class MklLinear(PreparedLinear):
 
     label = "weights prepacked for MKL"
 
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear)
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__(weight, bias)
         missing = -self.width % LANES
-        weight, self.bias = F.pad(linear.weight, (0, 0, 0, missing)), F.pad(linear.bias, (0, missing))
+        weight, self.bias = F.pad(weight, (0, 0, 0, missing)), F.pad(bias, (0, missing))
         with threads(min(torch.get_num_threads(), MOST_THREADS)):
             self.packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, TYPICAL_ROWS)
         self.shape_only = weight.new_empty(1).expand(weight.shape)  # nothing else is read of the weight itself
@@ -87,10 +95,9 @@ class OneDnnLinear(PreparedLinear):
 
     label = "weights prepacked for oneDNN"
 
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear)
-        self.bias = linear.bias.detach()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), TYPICAL_ROWS)
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__(weight, bias)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), TYPICAL_ROWS)
 
     @staticmethod
     def is_available() -> bool:
@@ -115,13 +122,12 @@ class Int8Linear(PreparedLinear):
 
     label = "int8"
 
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear)
-        self.bias = linear.bias.clone()
-        self.scales = int8_scales(linear.weight, int8_limit())[:, 0]  # (out,)
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__(weight, bias)
+        self.scales = int8_scales(weight, int8_limit())[:, 0]  # (out,)
         self.zeros = torch.zeros(len(self.scales), dtype=torch.long)
-        weight = (linear.weight / self.scales[:, None]).round().to(torch.int8)
-        self.packed = torch.ops.onednn.qlinear_prepack(weight, None)
+        quantized = (weight / self.scales[:, None]).round().to(torch.int8)
+        self.packed = torch.ops.onednn.qlinear_prepack(quantized, None)
 
     @staticmethod
     def is_available() -> bool:
@@ -261,9 +267,9 @@ def use_kernels(model: PreTrainedModel, encoder: nn.Module, linear: type[Prepare
     """Put kernels into a model, `linear` in place of nn.Linear, and return what they are, in words."""
     replace_modules(model, nn.GELU, InPlaceGELU)
     if int8:
-        replace_modules(encoder, nn.Linear, Int8Linear)
+        replace_modules(encoder, nn.Linear, Int8Linear.of)
     if linear is not None:
-        replace_modules(model, nn.Linear, linear)
+        replace_modules(model, nn.Linear, linear.of)
     label = "F.linear" if linear is None else linear.label
     if not int8:
         return label

@@ -13,8 +13,10 @@ Source of the flat layout: Zeng et al. 2022, "Boosting Distributed Training Perf
 """
 
 import platform
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import accumulate, groupby
 from typing import Any, cast
@@ -22,6 +24,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from . import kernels
 from .heads import (
@@ -30,11 +33,16 @@ from .heads import (
     DistilBertForQuestionAnswering,
     DistilBertForSequenceClassification,
     DistilBertForTokenClassification,
-    LogitsOutput,
-    SpanOutput,
     flatten_choices,
 )
-from .model import DistilBertModel, EncoderOutput, TransformerBlock, check_ids, check_inputs
+from .model import (
+    DistilBertModel,
+    MultiHeadSelfAttention,
+    TransformerBlock,
+    check_ids,
+    check_inputs,
+)
+from .outputs import EncoderOutput, LogitsOutput, SpanOutput
 from .pretrained import PreTrainedModel
 from .trial import choose_linear, find_difference
 
@@ -46,8 +54,8 @@ FFN_ROWS = 1024  # at a time on a CPU: the memory of a wider tensor than (1024, 
 def pack(model: PreTrainedModel, *, int8: bool = False, batch_invariant: bool = False) -> "PackedModel":
     """Return the model's fast form, for inference: the same call, the same outputs.
 
-    It shares the model's parameters, but prepared weights are copies: after changing weights, pack again. It does not
-    see that a model's attention or blocks were replaced by other modules: it runs those of `model.py`.
+    It shares the model's parameters, but prepared weights are copies: after changing weights, pack again. Layers may
+    have been removed. Autocast is off inside.
 
     Args:
         model: `DistilBertModel` or one of the five heads, in eval mode, on any device, of any floating-point dtype.
@@ -55,18 +63,19 @@ def pack(model: PreTrainedModel, *, int8: bool = False, batch_invariant: bool = 
         batch_invariant: insist on `PackedModel.batch_invariant`.
 
     Raises:
-        ValueError: another class of model; one in training mode, or with hooks; int8 or batch invariance where this
-            model or machine cannot have it.
+        ValueError: another class of model; a model in training mode, with hooks, or with a part that is not the one
+            of `model.py`; int8 or batch invariance where this model or machine cannot have it.
     """
     if type(model) not in (DistilBertModel, DistilBertForQuestionAnswering, *CLS_HEADS, *TOKEN_HEADS):
         raise ValueError(f"pack takes DistilBertModel and the five heads, not {type(model).__name__}")
     if any(part.training for part in model.modules()):
         raise ValueError("a packed model is for inference: call model.eval() first")
     hooked = [name for name, part in model.named_modules() if part._forward_hooks or part._forward_pre_hooks]
-    if hooked:
-        raise ValueError(
-            f"a packed model runs no hooks, but there are some on {hooked[:3]}: remove them before packing"
-        )
+    if hooked or _global_forward_hooks or _global_forward_pre_hooks:
+        where = hooked[:3] or "all modules"
+        raise ValueError(f"a packed model runs no hooks, but there are some on {where}: remove them before packing")
+    if (changed := find_changed_part(model)) is not None:
+        raise ValueError(f"pack runs the formulas of model.py, but {changed}: use the model itself")
     if int8 and not (kernels.is_cpu_float32(model) and kernels.Int8Linear.is_available()):
         raise ValueError(
             f"int8 needs float32 on an x86 CPU where oneDNN's int8 products are exact, got {model.dtype} on "
@@ -76,6 +85,21 @@ def pack(model: PreTrainedModel, *, int8: bool = False, batch_invariant: bool = 
     if batch_invariant and fast.difference is not None:
         raise ValueError(f"{fast} cannot give the same bits in every batch on this machine: {fast.difference}")
     return fast
+
+
+def find_changed_part(model: PreTrainedModel) -> str | None:
+    """Return in words where a model is not what its class builds; None if it is. Layers may be missing."""
+    with torch.device("meta"):
+        built = dict(type(model)(replace(model.config, n_layers=1)).named_modules())
+    for name, part in model.named_modules():
+        expected = built.get(re.sub(r"\blayer\.\d+", "layer.0", name))
+        if type(part) is not type(expected):
+            return f"{name} is of class {type(part).__name__}"
+        if "forward" in vars(part):
+            return f"{name or type(model).__name__} has a forward of its own"
+        if isinstance(part, MultiHeadSelfAttention) and part.scale != (part.q_lin.out_features // part.n_heads) ** -0.5:
+            return f"{name}.scale is {part.scale}"
+    return None
 
 
 class PackedModel:
@@ -144,11 +168,9 @@ class PackedModel:
         model, tokens = self.model, input_ids if inputs_embeds is None else inputs_embeds
         n_choices = None
         if isinstance(model, DistilBertForMultipleChoice) and tokens is not None:
-            if tokens.ndim != (3 if inputs_embeds is None else 4):
-                raise ValueError(f"multiple choice takes (B, C, S) or embeds (B, C, S, D), got {tuple(tokens.shape)}")
-            n_choices = tokens.shape[1]
-            input_ids, attention_mask = flatten_choices(input_ids), flatten_choices(attention_mask)
-            inputs_embeds, position_ids = flatten_choices(inputs_embeds), flatten_choices(position_ids)
+            n_choices, (input_ids, attention_mask, inputs_embeds, position_ids) = flatten_choices(
+                input_ids, attention_mask, inputs_embeds, position_ids
+            )
         check_inputs(self.config, input_ids, attention_mask, inputs_embeds, position_ids)
         tokens = cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds)
         real = find_real(tokens, attention_mask, isinstance(model, CLS_HEADS))
@@ -224,25 +246,31 @@ class PackedModel:
             What the head gives, or the last hidden states: (T, …) in the layout's order, or if the head reads [CLS],
             (B, L) in the batch's order; and the hidden states, (T, D) each, if asked for.
         """
-        model = self.model
-        first_only = isinstance(model, CLS_HEADS) and not output_hidden_states
-        states = deque(self._encode(layout, tokens, position_ids, first_only), None if output_hidden_states else 1)
-        x = states[-1]
-        if isinstance(model, CLS_HEADS):
-            first = x[layout.first] if output_hidden_states else x  # (B, D), of the sorted rows
-            return model.head(first[:, None])[layout.order.argsort()], states
-        x = x if chosen is None else x[chosen]
-        if isinstance(model, DistilBertForQuestionAnswering):
-            return model.qa_outputs(x), states
-        return model.head(x) if isinstance(model, TOKEN_HEADS) else x, states
+        model, shared = self.model, self.encoder.embeddings.word_embeddings.weight
+        if (shared.dtype, shared.device) != (self.dtype, self.device):
+            raise ValueError(
+                f"the model was packed as {self.dtype} on {self.device} and is now {shared.dtype} on {shared.device}: "
+                f"pack it again"
+            )
+        n_blocks = len(self.encoder.transformer.layer)
+        first_only = isinstance(model, CLS_HEADS) and not output_hidden_states and n_blocks > 0
+        with torch.autocast(self.device.type, enabled=False):
+            states = deque(self._encode(layout, tokens, position_ids, first_only), None if output_hidden_states else 1)
+            x = states[-1] if chosen is None else states[-1][chosen]
+            if isinstance(model, CLS_HEADS):
+                first = x if first_only else x[layout.first]  # (B, D), of the sorted rows
+                return model.head(first[:, None])[layout.order.argsort()], states
+            if isinstance(model, DistilBertForQuestionAnswering):
+                return model.qa_outputs(x), states
+            return model.head(x) if isinstance(model, TOKEN_HEADS) else x, states
 
     def _encode(self, layout: "Layout", tokens: Tensor, position_ids: Tensor, first_only: bool) -> Iterator[Tensor]:
         """Give the embeddings and each layer's result, (T, D); with `first_only` the last layer's is (B, D)."""
         ids, embeds = (tokens[None], None) if tokens.ndim == 1 else (None, tokens[None])  # (1, T) or (1, T, D)
         yield (x := self.encoder.embeddings(ids, embeds, position_ids[None])[0])
-        for i, block in enumerate(self.encoder.transformer.layer, 1):
-            only_now = first_only and i == self.config.n_layers
-            yield (x := run_block(cast(TransformerBlock, block), x, layout, only_now))
+        blocks = cast(Sequence[TransformerBlock], self.encoder.transformer.layer)
+        for i, block in enumerate(blocks, 1):
+            yield (x := run_block(block, x, layout, first_only and i == len(blocks)))
 
     @property
     def _is_span(self) -> bool:
@@ -251,10 +279,10 @@ class PackedModel:
     def _output(self, result: Tensor, hidden_states: tuple[Tensor, ...] | None = None) -> Any:
         if self._is_span:
             start, end = result.unbind(-1)
-            return SpanOutput(start, end, hidden_states=hidden_states)
+            return SpanOutput(start_logits=start, end_logits=end, hidden_states=hidden_states)
         if isinstance(self.model, DistilBertModel):
             return EncoderOutput(result, hidden_states)
-        return LogitsOutput(result, hidden_states=hidden_states)
+        return LogitsOutput(logits=result, hidden_states=hidden_states)
 
 
 def find_real(tokens: Tensor, attention_mask: Tensor | None, needs_first: bool) -> Tensor:

@@ -1,21 +1,26 @@
-"""Texts in, answers out: one callable for each task, which takes any iterable and gives its results one by one.
+"""From texts to results: for each task a callable that takes any iterable of texts and yields a result for each.
 
     classifier = TextClassifier("distilbert-base-uncased-finetuned-sst-2-english")
     for result in classifier(["Today is a nice day!", "But what about tomorrow?"]):
         print(result.label, result.score)
 
-Results come in the order of the texts, and lazily: texts are read only when results are asked for, one batch at a
-time. What bounds a batch is its number of tokens, not of texts: the model is packed, nothing is padded, and texts
-need no sorting by length. Where `model.batch_invariant` is True a text's result is the same to the bit in any company.
-A pipeline can be pickled, weights and all, and sent to another process. For a progress bar, wrap the texts.
+Results come in the order of the texts, and lazily: a batch of texts is read when its first result is asked for. A
+limit on tokens, not on texts, sets the size of a batch. The model is packed, so nothing is padded, and sorting texts by
+length gains nothing. Where `model.batch_invariant` is True, a text's result has the same bits in every batch.
+A pipeline can be pickled with its weights and sent to another process. For a progress bar, wrap the texts.
 
-Where a task can look at a part of a text at a time, a long text is run as several overlapping rows; elsewhere it is
-refused, or with `truncation=True` cut, which the logger "minibert" reports text by text.
+A forked process hangs if torch ran on several threads before the fork, here as in every program that uses torch. Start
+processes with `multiprocessing.get_context("spawn")`, or let each begin with `torch.set_num_threads(1)`, as the workers
+of a DataLoader do.
+
+Entities and answers of a long text are searched in several overlapping rows. The other tasks need the whole text in one
+row: they refuse a long text, or cut it with `truncation=True`, and the logger "minibert" reports each text that is cut.
 """
 
 import logging
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import chain, groupby, islice
@@ -37,7 +42,7 @@ from .packed import pack
 from .pretrained import PreTrainedModel
 from .tokenizer import BatchEncoding, DistilBertTokenizer
 
-OVERLAP = 128  # tokens that two neighbouring rows of a long text share, if so many fit
+OVERLAP = 128  # tokens that two neighbouring rows of a long text share, or half of a row if that is less
 
 logger = logging.getLogger(__package__)
 
@@ -50,19 +55,19 @@ Item = TypeVar("Item")
 class Pipeline(ABC, Generic[Input, Result]):
     """A tokenizer and a model for one task.
 
-    A subclass names its model and writes three steps: from an input to rows of ids (`encode`), from a batch of rows to
-    a tensor for each (`forward`), from the tensors of an input's rows to its result (`read`).
+    A subclass sets `model_class` and writes three steps: `encode` turns an input into rows of ids, `forward` runs a
+    batch of rows and returns a tensor for each, `read` makes the result of an input from the tensors of its rows.
 
     Args:
         checkpoint: a folder, or a name on the Hugging Face Hub, with this task's head.
         revision: branch, tag or commit on the Hub.
         device: where the model runs; None is the CPU.
-        max_length: the most tokens in a row, as far as the model takes them.
-        batch_tokens: the most tokens in a batch; a row that is longer makes a batch alone.
+        max_length: the largest number of tokens in a row; the model's own limit holds too.
+        batch_tokens: the largest number of tokens in a batch; a longer row is a batch of its own.
 
     Raises:
-        OSError: no such checkpoint.
-        ValueError: it has another head, or an argument is out of range.
+        OSError: there is no such checkpoint.
+        ValueError: the checkpoint has another head, or an argument is out of range.
     """
 
     checkpoint: str | os.PathLike[str]
@@ -77,7 +82,7 @@ class Pipeline(ABC, Generic[Input, Result]):
     def __post_init__(self) -> None:
         check_at_least(1, "batch_tokens", self.batch_tokens)
         check_at_least(3, "max_length", self.max_length)  # [CLS], a token, [SEP]
-        files = CheckpointFiles(self.checkpoint, revision=self.revision)  # one for both: of the same commit
+        files = CheckpointFiles(self.checkpoint, revision=self.revision)  # both are of the same commit
         self.model = pack(self.model_class.from_files(files, device=self.device))
         self.tokenizer = DistilBertTokenizer.from_files(files)
         positions = self.model.config.max_position_embeddings
@@ -85,7 +90,7 @@ class Pipeline(ABC, Generic[Input, Result]):
 
     @abstractmethod
     def encode(self, text: Input) -> BatchEncoding:
-        """Turn an input into `input_ids`, one row or several of at most `max_length` tokens."""
+        """Turn an input into `input_ids`: one or several rows of at most `max_length` tokens."""
 
     @abstractmethod
     def forward(self, rows: list[list[int]]) -> Sequence[Tensor]:
@@ -93,23 +98,23 @@ class Pipeline(ABC, Generic[Input, Result]):
 
     @abstractmethod
     def read(self, text: Input, encoding: BatchEncoding, outputs: Sequence[Tensor]) -> Result:
-        """Make an input's result from its rows and the tensor of each."""
+        """Return the result of an input, made from its rows and the tensor of each."""
 
     def __call__(self, texts: Iterable[Input]) -> Iterator[Result]:
-        """Give the result of each text, in order.
+        """Yield the result of each text, in order.
 
         Args:
-            texts: any iterable, an endless one too. It is read one text further than a batch.
+            texts: any iterable; it may be endless. For each batch, one text more than the batch holds is read.
 
         Raises:
-            TypeError: one text in place of an iterable of texts.
-            ValueError: while results are read, after the results of the texts before it: a text that this task cannot
-                take, with its number.
+            TypeError: `texts` is one str.
+            ValueError: this task cannot take a text; the error names its number, counted from 1. It is raised after the
+                results of all texts before.
         """
         if isinstance(texts, str):
             raise TypeError("expected an iterable of texts, got one str: pass [text]")
-        portions = plan_batches(self._encode_all(texts), self.batch_tokens, count_tokens)
-        return (result for portion in portions for result in self._run_portion(portion))
+        batches = plan_batches(self._encode_all(texts), self.batch_tokens, count_tokens)
+        return (result for batch in batches for result in self._run_texts(batch))
 
     def _encode_all(self, texts: Iterable[Input]) -> Iterator[tuple[Input, BatchEncoding]]:
         for number, text in enumerate(texts, 1):
@@ -118,48 +123,60 @@ class Pipeline(ABC, Generic[Input, Result]):
             except (TypeError, ValueError) as error:
                 raise ValueError(f"text {number}: {error}") from None
             if max(map(len, encoding.input_ids)) <= 2:
-                raise ValueError(f"text {number}: there is no text in it")
+                raise ValueError(f"text {number}: it has no tokens")
             yield text, encoding
 
-    def _run_portion(self, portion: list[tuple[Input, BatchEncoding]]) -> Iterator[Result]:
-        rows = [ids for _, encoding in portion for ids in encoding.input_ids]
-        outputs = chain.from_iterable(map(self._run_batch, plan_batches(rows, self.batch_tokens)))
-        for text, encoding in portion:
+    def _run_texts(self, encoded: list[tuple[Input, BatchEncoding]]) -> Iterator[Result]:
+        rows = [ids for _, encoding in encoded for ids in encoding.input_ids]
+        # One text with many rows can have more tokens than a batch.
+        outputs = chain.from_iterable(map(self._run_rows, plan_batches(rows, self.batch_tokens)))
+        for text, encoding in encoded:
             yield self.read(text, encoding, list(islice(outputs, len(encoding.input_ids))))
 
     @torch.no_grad()
-    def _run_batch(self, rows: list[list[int]]) -> list[Tensor]:
+    def _run_rows(self, rows: list[list[int]]) -> list[Tensor]:
         return [output.cpu() for output in self.forward(rows)]
 
-    def _encode_whole(self, text: str, truncation: bool) -> BatchEncoding:
+
+@dataclass(eq=False, kw_only=True)
+class OneRowPipeline(Pipeline[str, Result]):
+    """A pipeline for a task that needs each text in one row.
+
+    Args:
+        truncation: cut texts that are too long.
+    """
+
+    truncation: bool = False
+
+    def encode(self, text: str) -> BatchEncoding:
         """Turn a text into one row.
 
         Raises:
-            ValueError: it is too long, and not to be cut.
+            ValueError: the text is too long, and `truncation` is False.
         """
         encoding = self.tokenizer([text])
         length = len(encoding.input_ids[0])
         if length <= self.max_length:
             return encoding
-        if not truncation:
+        if not self.truncation:
             raise ValueError(f"it has {length} tokens, more than {self.max_length}: truncate or split it")
         logger.warning("cut from %d to %d tokens: %.60r", length, self.max_length, text)
         return self.tokenizer([text], truncation=True, max_length=self.max_length)
 
 
-def plan_batches(items: Iterable[Item], budget: int, size: Callable[[Any], int] = len) -> Iterator[list[Item]]:
-    """Split items, in order, into batches of at most `budget` tokens; a larger item makes a batch alone.
+def plan_batches(items: Iterable[Item], limit: int, size: Callable[[Any], int] = len) -> Iterator[list[Item]]:
+    """Split items, in order, into batches of at most `limit` tokens; a larger item is a batch of its own.
 
     Args:
-        items: any iterable. If it ends in an error, those before it still make a batch.
-        budget: tokens.
-        size: of an item, in tokens.
+        items: any iterable. If it raises an error, the items before the error come first, as a last batch.
+        limit: in tokens.
+        size: returns the number of tokens of an item.
     """
     batch: list[Item] = []
     n_tokens = 0
     try:
         for item in items:
-            if batch and n_tokens + size(item) > budget:
+            if batch and n_tokens + size(item) > limit:
                 yield batch
                 batch, n_tokens = [], 0
             batch.append(item)
@@ -177,19 +194,19 @@ def count_tokens(encoded: tuple[Any, BatchEncoding]) -> int:
 
 
 def check_at_least(least: int, name: str, value: int) -> None:
-    """Refuse a smaller number."""
+    """Refuse a value below `least`."""
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 @dataclass(frozen=True)
 class Classification:
-    """A text's class.
+    """The class of a text.
 
     Args:
-        label: the one with the highest score.
-        score: of this label.
-        scores: of every label, see `label_scores`.
+        label: the label with the highest score.
+        score: its score.
+        scores: the score of every label, see `label_scores`.
     """
 
     label: str
@@ -197,28 +214,24 @@ class Classification:
     scores: dict[str, float]
 
 
-@dataclass(eq=False, kw_only=True)
-class TextClassifier(Pipeline[str, Classification]):
-    """Which class is each text?
+class TextClassifier(OneRowPipeline[Classification]):
+    """Which class is each text?"""
 
-    Args:
-        truncation: cut texts that are too long for the model.
-    """
-
-    truncation: bool = False
     model_class = DistilBertForSequenceClassification
 
-    def encode(self, text: str) -> BatchEncoding:
-        """Turn a text into one row."""
-        return self._encode_whole(text, self.truncation)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        label, count = Counter(self.model.config.id2label.values()).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"{self.checkpoint}: {count} classes are named {label!r}: rename them in config.json")
 
     def forward(self, rows: list[list[int]]) -> Sequence[Tensor]:
         """Return the logits (L,) of each row."""
         return [output.logits for output in self.model.rows(rows)]
 
     def read(self, text: str, encoding: BatchEncoding, outputs: Sequence[Tensor]) -> Classification:
-        """Name the classes and find the best."""
-        # One text at a time: a sigmoid over many may round by where a number stands in a vector register.
+        """Score the classes and choose the best."""
+        # For each text by itself: in a larger tensor the sigmoid of a number may depend on its place in it.
         scores = label_scores(self.model.config, outputs[0]).tolist()
         best = max(range(len(scores)), key=scores.__getitem__)
         labels = self.model.config.id2label
@@ -226,24 +239,24 @@ class TextClassifier(Pipeline[str, Classification]):
 
 
 def label_scores(config: DistilBertConfig, logits: Tensor) -> Tensor:
-    """(…, L) logits -> (…, L) scores: probabilities, or for a regression the values themselves."""
+    """(…, L) logits -> (…, L) scores: probabilities, or for a regression the logits themselves."""
     if config.problem_type == "regression":
         return logits
     if config.problem_type == "multi_label_classification" or config.num_labels == 1:
-        return logits.sigmoid()  # each label by itself
+        return logits.sigmoid()  # the labels do not exclude each other
     return logits.softmax(-1)
 
 
 @dataclass(frozen=True)
 class Entity:
-    """A stretch of a text that is something of a kind.
+    """A labelled span of a text.
 
     Args:
-        label: the kind, without B- or I-.
-        score: mean over its words.
-        text: as it is written there.
-        start: place of its first character.
-        end: place after its last character.
+        label: entity type, without B- or I-.
+        score: mean over the words of the span.
+        text: the characters from start to end.
+        start: start index, in characters.
+        end: end index, exclusive.
     """
 
     label: str
@@ -253,8 +266,8 @@ class Entity:
     end: int
 
 
-class Word(NamedTuple):
-    """A word with its label, before words are grouped into entities; or a token, before tokens are joined to words."""
+class LabelledSpan(NamedTuple):
+    """The characters of a token or of a word, with the label that the model gives it."""
 
     label: str
     score: float
@@ -264,14 +277,14 @@ class Word(NamedTuple):
 
 @dataclass(eq=False)
 class TokenClassifier(Pipeline[str, list[Entity]]):
-    """Which words of each text are something of a kind: names of people, places …?
+    """Which words of each text are entities, such as names of people and places?
 
-    A word has the label and the score of its first token. Words that follow each other with one kind make an entity,
-    which a label that begins with B- begins anew; words labelled O are in none. This is what transformers calls
+    A word has the label and the score of its first token. Neighbouring words of one entity type make one entity; a
+    label that begins with B- starts a new entity. Words labelled O belong to none. transformers calls this
     `aggregation_strategy="first"`.
 
-    A long text is run in windows that overlap. Each token is judged in the window that shows more of its surroundings:
-    the first half of an overlap in the window before, the second half in the window after.
+    A long text is run in windows that overlap. Each token takes its label from the window that shows more text around
+    it: in the first half of an overlap that is the window before, in the second half the window after.
     """
 
     model_class = DistilBertForTokenClassification
@@ -282,7 +295,7 @@ class TokenClassifier(Pipeline[str, list[Entity]]):
         self.tokenizer.truncation_side = "right"  # so that windows come from left to right
 
     def encode(self, text: str) -> BatchEncoding:
-        """Turn a text into one row, or a long one into windows."""
+        """Turn a text into one row, or a long text into windows."""
         return self.tokenizer(
             [text],
             truncation=True,
@@ -297,25 +310,25 @@ class TokenClassifier(Pipeline[str, list[Entity]]):
         return [output.logits.softmax(-1) for output in self.model.rows(rows)]
 
     def read(self, text: str, encoding: BatchEncoding, outputs: Sequence[Tensor]) -> list[Entity]:
-        """Join tokens to words and words to entities."""
-        windows = [self._tokens(encoding, i, probs) for i, probs in enumerate(outputs)]
+        """Join tokens into words, and words into entities."""
+        windows = [self._label_tokens(encoding, i, probs) for i, probs in enumerate(outputs)]
         words = []
         for _, group in groupby(stitch(windows, self.overlap), key=lambda token: token[0]):
             tokens = [token for _, token in group]
             words.append(tokens[0]._replace(end=tokens[-1].end))
         return group_words(words, text)
 
-    def _tokens(self, encoding: BatchEncoding, i: int, probs: Tensor) -> list[tuple[int | None, Word]]:
+    def _label_tokens(self, encoding: BatchEncoding, i: int, probs: Tensor) -> list[tuple[int | None, LabelledSpan]]:
         """Return the tokens of window i, each with the number of its word."""
         scores, labels = (column.tolist() for column in probs.max(-1))
         columns = zip(encoding.word_ids(i), encoding.offset_mapping[i], labels, scores, strict=True)
         names = self.model.config.id2label
-        tokens = [(word_id, Word(names[label], score, *offsets)) for word_id, offsets, label, score in columns]
+        tokens = [(word_id, LabelledSpan(names[label], score, *offsets)) for word_id, offsets, label, score in columns]
         return tokens[1:-1]  # without [CLS] and [SEP]
 
 
 def stitch(windows: Sequence[Sequence[Item]], overlap: int) -> list[Item]:
-    """Join windows onto one sequence; of what two share, half comes from each.
+    """Join windows into one sequence; half of an overlap comes from the window before, half from the one after.
 
     >>> stitch(["abcd", "cdef", "efg"], 2)
     ['a', 'b', 'c', 'd', 'e', 'f', 'g']
@@ -329,11 +342,12 @@ def stitch(windows: Sequence[Sequence[Item]], overlap: int) -> list[Item]:
     return joined
 
 
-def group_words(words: Sequence[Word], text: str) -> list[Entity]:
-    """Group words of one kind that follow each other; a label that begins with B- begins a new group."""
-    groups: list[list[Word]] = []
+def group_words(words: Sequence[LabelledSpan], text: str) -> list[Entity]:
+    """Group neighbouring words of one entity type; a label that begins with B- starts a new group."""
+    groups: list[list[LabelledSpan]] = []
     for word in words:
-        if groups and not word.label.startswith("B-") and kind(word) == kind(groups[-1][-1]):
+        goes_on = groups and entity_type(word.label) == entity_type(groups[-1][-1].label)
+        if goes_on and not word.label.startswith("B-"):
             groups[-1].append(word)
         else:
             groups.append([word])
@@ -341,23 +355,23 @@ def group_words(words: Sequence[Word], text: str) -> list[Entity]:
     for group in groups:
         score = sum(word.score for word in group) / len(group)
         start, end = group[0].start, group[-1].end
-        entities.append(Entity(kind(group[0]), score, text[start:end], start, end))
+        entities.append(Entity(entity_type(group[0].label), score, text[start:end], start, end))
     return [entity for entity in entities if entity.label != "O"]
 
 
-def kind(word: Word) -> str:
-    """Return a word's label without B- or I-."""
-    return word.label[2:] if word.label.startswith(("B-", "I-")) else word.label
+def entity_type(label: str) -> str:
+    """Return a label without B- or I-."""
+    return label[2:] if label.startswith(("B-", "I-")) else label
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that may stand for a [MASK].
+    """A token that may replace a [MASK].
 
     Args:
-        token: as in the vocabulary; with ## it continues the word before.
+        token: as in the vocabulary; ## at its start means that it continues the word before.
         token_id: its id.
-        score: its probability there; each [MASK] is judged by itself.
+        score: its probability at this [MASK], whatever replaces the other ones.
     """
 
     token: str
@@ -366,54 +380,55 @@ class Candidate:
 
 
 @dataclass(eq=False, kw_only=True)
-class MaskFiller(Pipeline[str, list[list[Candidate]]]):
-    """Which tokens belong where a text says [MASK]? For each [MASK] the likeliest ones, best first.
+class MaskFiller(OneRowPipeline[list[list[Candidate]]]):
+    """Which tokens may replace each [MASK] of a text? A list for each [MASK], the likeliest token first.
 
     Args:
-        top_k: how many.
-        truncation: cut texts that are too long for the model.
+        top_k: the number of tokens for each [MASK].
     """
 
     top_k: int = 5
-    truncation: bool = False
     model_class = DistilBertForMaskedLM
 
     def __post_init__(self) -> None:
         check_at_least(1, "top_k", self.top_k)
         super().__post_init__()
         if self.tokenizer.mask_token_id is None:
-            raise ValueError(f"{self.checkpoint}: its vocabulary has no {self.tokenizer.mask_token}")
+            raise ValueError(f"{self.checkpoint}: the vocabulary has no {self.tokenizer.mask_token}")
+        # The embedding may have more rows than the vocabulary has tokens, to make its size a multiple of 64.
+        ids = [i for i in sorted(self.tokenizer.vocab.values()) if i < self.model.config.vocab_size]
+        self.candidate_ids = torch.tensor(ids)
 
     def encode(self, text: str) -> BatchEncoding:
-        """Turn a text into one row."""
-        encoding = self._encode_whole(text, self.truncation)
+        """Turn a text into one row, and refuse a row without [MASK]."""
+        encoding = super().encode(text)
         if self.tokenizer.mask_token_id not in encoding.input_ids[0]:
-            raise ValueError(f"there is no {self.tokenizer.mask_token} in it to fill")
+            raise ValueError(f"it has no {self.tokenizer.mask_token} to fill")
         return encoding
 
     def forward(self, rows: list[list[int]]) -> Sequence[Tensor]:
-        """Return the probabilities of each row, (number of its [MASK]s, V)."""
+        """Return the probabilities (M, V) at the M [MASK]s of each row."""
         masks = [[i for i, token in enumerate(row) if token == self.tokenizer.mask_token_id] for row in rows]
         return [output.logits.softmax(-1) for output in self.model.rows(rows, at=masks)]
 
     def read(self, text: str, encoding: BatchEncoding, outputs: Sequence[Tensor]) -> list[list[Candidate]]:
-        """Name the likeliest tokens."""
-        best = outputs[0].topk(min(self.top_k, outputs[0].shape[-1]))
+        """Choose the likeliest tokens."""
+        scores, columns = outputs[0][:, self.candidate_ids].topk(min(self.top_k, len(self.candidate_ids)))
         return [
-            [Candidate(self.tokenizer.convert_ids_to_tokens(i), i, score) for i, score in zip(ids, scores, strict=True)]
-            for ids, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            [Candidate(self.tokenizer.convert_ids_to_tokens(i), i, score) for i, score in zip(*ranked, strict=True)]
+            for ranked in zip(self.candidate_ids[columns].tolist(), scores.tolist(), strict=True)
         ]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A stretch of the context that may answer the question.
+    """A span of the context that may answer the question.
 
     Args:
-        text: as it is written there; empty for "there is no answer".
-        score: probability that the answer begins and ends there.
-        start: place of its first character.
-        end: place after its last character.
+        text: the characters from start to end; empty for "there is no answer".
+        score: probability that the answer starts at start and ends at end.
+        start: start index, in characters.
+        end: end index, exclusive.
     """
 
     text: str
@@ -424,19 +439,20 @@ class Answer:
 
 @dataclass(eq=False, kw_only=True)
 class QuestionAnswerer(Pipeline[tuple[str, str], list[Answer]]):
-    """Where in its context is the answer to each question? Takes pairs (question, context).
+    """Where in its context is the answer to each question? The inputs are pairs (question, context).
 
-    A span of tokens scores P(begins at its first) · P(ends at its last), each a softmax over the context and [CLS], and
-    is widened to whole words; of spans that come to the same words the best counts. [CLS] stands for "not here": in a
-    window without the answer it takes the probability, which makes the scores of several windows comparable.
+    The score of a span of tokens is P(starts at its first token) · P(ends at its last token); each P is a softmax over
+    the context and [CLS]. A span is extended to whole words; if several spans become the same words, the best score
+    counts. [CLS] means "not in this window": where the answer is missing, [CLS] takes the probability. This makes the
+    scores of several windows comparable.
 
     Args:
-        top_k: how many answers, best first.
+        top_k: the number of answers, best first.
         max_answer_length: in tokens.
-        handle_impossible_answer: let "there is no answer" be one of them, an empty text, for models that were trained
-            with such questions. It scores what [CLS] has in the window where it has least.
-        max_length: of a window in tokens, question included; long contexts are run in windows that overlap. 384 is what
-            models are usually trained on.
+        handle_impossible_answer: add the answer "there is no answer", an empty text, for models that were trained with
+            such questions. Its score is that of [CLS], the lowest of all windows.
+        max_length: the largest number of tokens in a window, question included; a long context is run in windows that
+            overlap. Most models are trained with 384.
     """
 
     top_k: int = 1
@@ -451,13 +467,13 @@ class QuestionAnswerer(Pipeline[tuple[str, str], list[Answer]]):
         super().__post_init__()
 
     def encode(self, text: tuple[str, str]) -> BatchEncoding:
-        """Turn a question and its context into one row, or a long context into windows, each with the question."""
+        """Turn a question and its context into one row, or into several windows, each with the question."""
         if not isinstance(text, tuple | list) or len(text) != 2:
             raise TypeError(f"expected a pair (question, context), got {type(text).__name__} {text!r:.60}")
         question, context = text
         room = self.max_length - len(self.tokenizer.encode(question)) - 1  # [CLS] question [SEP] … [SEP]
         if room < 1:
-            raise ValueError(f"the question leaves no room for its context in a window of {self.max_length} tokens")
+            raise ValueError(f"the question leaves no room for the context in a window of {self.max_length} tokens")
         return self.tokenizer(
             [question],
             [context],
@@ -469,11 +485,11 @@ class QuestionAnswerer(Pipeline[tuple[str, str], list[Answer]]):
         )
 
     def forward(self, rows: list[list[int]]) -> Sequence[Tensor]:
-        """Return the logits (S, 2) of each row: that the answer begins at a token, that it ends there."""
+        """Return the logits (S, 2) of each row: the answer starts at a token, the answer ends at it."""
         return [torch.stack((output.start_logits, output.end_logits), -1) for output in self.model.rows(rows)]
 
     def read(self, text: tuple[str, str], encoding: BatchEncoding, outputs: Sequence[Tensor]) -> list[Answer]:
-        """Collect the best spans of all windows."""
+        """Choose the best spans of all windows."""
         _, context = text
         words = word_spans(encoding)
         spans: dict[tuple[int, int], float] = {}
@@ -484,7 +500,8 @@ class QuestionAnswerer(Pipeline[tuple[str, str], list[Answer]]):
             no_answer = min(no_answer, probs[0].prod().item())
             word_ids = encoding.word_ids(i)
             bounds = [words[word_ids[j]] for j in tokens]
-            for span, score in islice(best_spans(probs[1:], bounds, self.max_answer_length), self.top_k):
+            spans_of_window = best_spans(probs[1:], bounds, self.max_answer_length)
+            for span, score in islice(spans_of_window, min(self.top_k, len(tokens) ** 2)):
                 spans[span] = max(score, spans.get(span, 0.0))
         answers = [Answer(context[start:end], score, start, end) for (start, end), score in spans.items()]
         if self.handle_impossible_answer:
@@ -493,33 +510,34 @@ class QuestionAnswerer(Pipeline[tuple[str, str], list[Answer]]):
 
 
 def word_spans(encoding: BatchEncoding) -> dict[int | None, tuple[int, int]]:
-    """Find where each word of the second text lies; a word that one window cuts is whole in another."""
+    """Return the characters of each word of the second text, as (start, end); a window may hold a part of a word."""
     words: dict[int | None, tuple[int, int]] = {}
     for i, offsets in enumerate(encoding.offset_mapping):
         for word_id, sequence_id, (start, end) in zip(
             encoding.word_ids(i), encoding.sequence_ids(i), offsets, strict=True
         ):
             if sequence_id == 1:
-                first, last = words.get(word_id, (start, end))
-                words[word_id] = min(first, start), max(last, end)
+                known_start, known_end = words.get(word_id, (start, end))
+                words[word_id] = min(known_start, start), max(known_end, end)
     return words
 
 
 def best_spans(
     probs: Tensor, bounds: Sequence[tuple[int, int]], max_length: int
 ) -> Iterator[tuple[tuple[int, int], float]]:
-    """Give the spans of whole words in a window, best first.
+    """Yield the spans of whole words in a window, best first.
 
     Args:
-        probs: (T, 2), for each token that an answer begins there, and that it ends there.
-        bounds: of each token's word: its first character and the one after its last.
-        max_length: the most tokens of a span.
+        probs: (T, 2), for each token the probability that an answer starts there, and that it ends there.
+        bounds: (start, end) of each token's word, in characters.
+        max_length: the largest number of tokens in a span.
 
-    Returns:
-        First character and the one after the last, and the score.
+    Yields:
+        (start, end) of the span, in characters, and its score.
     """
     n_tokens = len(probs)
-    start, end = torch.ones(n_tokens, n_tokens).triu().tril(max_length - 1).nonzero().unbind(-1)  # (N,) each
+    allowed = torch.ones(n_tokens, n_tokens).triu().tril(min(max_length, n_tokens) - 1)
+    start, end = allowed.nonzero().unbind(-1)  # (N,) each
     scores = probs[start, 0] * probs[end, 1]
     order = scores.argsort(descending=True, stable=True)
     seen = set()
@@ -531,26 +549,20 @@ def best_spans(
 
 
 @dataclass(eq=False, kw_only=True)
-class Embedder(Pipeline[str, Tensor]):
-    """A vector (D,) for each text, from the last hidden states of any checkpoint, whatever its head.
+class Embedder(OneRowPipeline[Tensor]):
+    """A vector (D,) for each text, from the last hidden states of a checkpoint with any head.
 
     Args:
-        pooling: "mean" over the text's tokens, [CLS] and [SEP] included, or "cls" for [CLS] alone.
-        truncation: cut texts that are too long for the model.
+        pooling: "mean" over all tokens, [CLS] and [SEP] included, or "cls" for [CLS] alone.
     """
 
     pooling: Literal["mean", "cls"] = "mean"
-    truncation: bool = False
     model_class = DistilBertModel
 
     def __post_init__(self) -> None:
         if self.pooling not in ("mean", "cls"):
             raise ValueError(f"pooling must be 'mean' or 'cls', got {self.pooling!r}")
         super().__post_init__()
-
-    def encode(self, text: str) -> BatchEncoding:
-        """Turn a text into one row."""
-        return self._encode_whole(text, self.truncation)
 
     def forward(self, rows: list[list[int]]) -> Sequence[Tensor]:
         """Return the vector of each row."""

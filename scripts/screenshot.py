@@ -1,4 +1,4 @@
-"""Take the README's pictures of the attention page: the demo's first sentence, padded, without the mask.
+"""Make the README's pictures of the attention page: the demo's first sentence, padded, without the mask.
 
 Run: .venv/bin/python scripts/screenshot.py (needs Chromium)
 """
@@ -18,12 +18,12 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --hide-scrollbars --window-size=1400,560"
 ).split()
-KEYS = ("ArrowRight", "ArrowRight", "ArrowRight", "m")  # to head 3, without the mask
+KEYS = ("ArrowRight", "ArrowRight", "ArrowRight")  # to head 3
 PRESS = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '%s', bubbles: true}));"
 
 
 def main() -> None:
-    """Write the page, press the keys, and save what is seen on a light and on a dark screen."""
+    """Write the page, press the keys, and save a picture of a light screen and of a dark one."""
     model = DistilBertForSequenceClassification.from_pretrained(DEMO)
     page = attention_page(model, DistilBertTokenizer.from_pretrained(DEMO), SENTENCES, title="Attention: demo")
     keys = "".join(PRESS % key for key in KEYS)

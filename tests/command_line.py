@@ -1,4 +1,4 @@
-"""Running the command line in this process, and the checkpoint to run it on."""
+"""Run the command line in this process, and make a checkpoint for it."""
 
 import torch
 

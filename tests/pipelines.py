@@ -26,7 +26,7 @@ def saved(folder, head, *, positions=48, **config):
 
 
 def random_texts(count, longest=12, seed=0):
-    """Texts of 1 to `longest` words, blanks between them of any kind."""
+    """Texts of 1 to `longest` words, with different white space between them."""
     chance = random.Random(seed)
     return [
         "".join(chance.choice(TEXT_WORDS) + chance.choice((" ", " ", "  ", "\n")) for _ in range(length)).rstrip()

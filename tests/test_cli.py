@@ -1,15 +1,20 @@
-"""The command line as a person meets it: the walk, labels for texts, and bad inputs on one line."""
+"""The command line as a user sees it: the walk, labels for texts, and bad inputs reported on one line."""
 
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
+from pathlib import Path
 
 import pytest
 import torch
 
-from minibert import cli
+import minibert
 from minibert.cli import study
 from minibert.study.walk import SENTENCES, walk
 
@@ -29,26 +34,26 @@ def test_the_walk_follows_the_note(checkpoint):
     assert torch.equal(result.logits["alone"], result.logits["alone, mask"])
     assert (result.logits["padded"][0] - result.logits["alone"][0]).abs().max() > 0.01
     assert (result.logits["padded, mask"][0] - result.logits["alone"][0]).abs().max() < 1e-5
-    table = result.table
-    assert torch.equal(table["scores"] + table["mask"], table["masked_scores"])
-    assert torch.equal(table["masked_scores"].softmax(-1), table["probs"])
-    assert (table["probs"][8:] == 0).all()
+    keys = result.keys
+    assert torch.equal(keys["scores"] + keys["mask"], keys["masked_scores"])
+    assert torch.equal(keys["masked_scores"].softmax(-1), keys["probs"])
+    assert (keys["probs"][8:] == 0).all()
     # Layer 0 has the same scores in both runs: the mask only gives what [PAD] took to the others, in proportion.
-    real = table["probs_without_mask"][:8]
-    assert torch.allclose(table["probs"][:8], real / real.sum(), atol=1e-6)
+    real = keys["probs_without_mask"][:8]
+    assert torch.allclose(keys["probs"][:8], real / real.sum(), atol=1e-6)
     assert result.pad_mass["padded"].shape == (2,)
     assert (result.pad_mass["padded"] > 0).all()
     assert (result.pad_mass["padded, mask"] == 0).all()
 
 
-def test_the_walk_looks_at_the_head_that_padding_takes_most_of(checkpoint):
+def test_the_walk_looks_at_the_head_where_padding_takes_most(checkpoint):
     model, tokenizer = load(checkpoint)
     result = walk(model, tokenizer)
     ids = tokenizer(list(SENTENCES), padding=True, return_tensors="pt").input_ids
     with torch.no_grad():
         probs = model(ids, output_attentions=True).attentions[0][0, :, 0]  # (H, S) of [CLS] in the first sentence
     assert result.head == probs[:, 8:].sum(-1).argmax()
-    assert torch.equal(result.table["probs_without_mask"], probs[result.head])
+    assert torch.equal(result.keys["probs_without_mask"], probs[result.head])
 
 
 def test_the_walk_prints_the_lesson(checkpoint, capsys):
@@ -67,7 +72,7 @@ def test_the_walk_prints_the_lesson(checkpoint, capsys):
     assert len(moved) == 1
 
 
-def test_sentences_of_one_length_are_padded_further_and_the_shortest_is_followed(checkpoint, capsys):
+def test_sentences_of_one_length_are_padded_and_the_shortest_is_followed(checkpoint, capsys):
     status, out, _ = run(capsys, "walk", "today is nice", "--model", checkpoint, "--json")
     result = json.loads(out)
     assert status == 0
@@ -95,7 +100,7 @@ def test_long_rows_of_tokens_are_folded(checkpoint, capsys):
     assert out.count("   tokens  tomorrow") == 2  # the second half of the long row, in each of two runs
 
 
-def test_the_official_checkpoint_is_held_against_the_published_logits(checkpoint, capsys, monkeypatch):
+def test_the_official_checkpoint_is_compared_with_the_published_logits(checkpoint, capsys, monkeypatch):
     status, out, _ = run(capsys, "--model", checkpoint)  # only its name is official
     assert status == 1
     assert "They do NOT agree to 4 decimals." in out
@@ -132,7 +137,7 @@ def test_each_text_gets_a_label_and_its_score(checkpoint, capsys):
     }
 
 
-def test_a_file_and_standard_input_give_a_line_each(checkpoint, capsys, monkeypatch, tmp_path):
+def test_each_line_of_a_file_or_of_standard_input_is_a_text(checkpoint, capsys, monkeypatch, tmp_path):
     lines = [f"{'nice ' * (i % 7 + 1)}day" for i in range(100)]
     file = tmp_path / "texts.txt"
     file.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())  # as some editors write it
@@ -149,7 +154,7 @@ def test_a_file_and_standard_input_give_a_line_each(checkpoint, capsys, monkeypa
         (["classify"], "give texts, or --file FILE, or - for standard input"),
         (["classify", "a", "--file", "x"], "give texts, or --file FILE"),
         (["classify", " "], "text 1 is empty"),
-        (["classify", "\u200b"], "text 1: there is no text in it"),
+        (["classify", "\u200b"], "text 1: it has no tokens"),
         (["--json", "classify", "a"], "the command comes first"),
         (["compare", "a", "--model", "b"], "two checkpoints, a and --model b"),
         (["walk", ""], "text 1 is empty"),
@@ -158,7 +163,7 @@ def test_a_file_and_standard_input_give_a_line_each(checkpoint, capsys, monkeypa
         (["classify", "a", "--model", "./nowhere"], "./nowhere: no such folder"),
     ],
 )
-def test_a_bad_input_is_said_on_one_line(checkpoint, capsys, arguments, says):
+def test_a_bad_input_is_reported_on_one_line(checkpoint, capsys, arguments, says):
     if "--model" not in arguments:
         arguments = [*arguments, "--model", checkpoint]
     status, out, err = run(capsys, *arguments)
@@ -168,7 +173,7 @@ def test_a_bad_input_is_said_on_one_line(checkpoint, capsys, arguments, says):
     assert err.count("\n") == 1
 
 
-def test_a_line_that_is_no_utf8_or_empty_is_named(checkpoint, capsys, tmp_path):
+def test_a_line_that_is_empty_or_not_utf8_is_named(checkpoint, capsys, tmp_path):
     file = tmp_path / "texts.txt"
     for content, says in ((b"a\nnice \xff day\n", "line 2, is not UTF-8"), (b"a\n\nb\n", "line 2, is empty")):
         file.write_bytes(content)
@@ -183,25 +188,23 @@ def test_a_long_text_can_be_cut(checkpoint, capsys):
     assert len(out.splitlines()) == 1
 
 
-def test_a_checkpoint_of_another_architecture_is_refused_by_name(capsys, tmp_path):
+def test_a_checkpoint_of_another_architecture_is_refused_and_named(capsys, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
     status, _, err = run(capsys, "classify", "--model", tmp_path, "a")
     assert status == 2
     assert "'roberta'" in err
 
 
-def test_an_unknown_command_is_refused_and_none_means_the_walk(checkpoint, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(["clasify", "a"])
-    assert "invalid choice: 'clasify'" in capsys.readouterr().err
+def test_an_unknown_command_is_refused_and_no_command_means_walk(checkpoint, capsys):
+    status, _, err = run(capsys, "clasify", "a")
+    assert status == 2
+    assert "invalid choice: 'clasify'" in err
     assert run(capsys, "--model", checkpoint) == run(capsys, "walk", "--model", checkpoint)
-    with pytest.raises(SystemExit, match="0"):
-        cli.main(["--version"])
-    assert capsys.readouterr().out.startswith("minibert ")
+    assert run(capsys, "--version") == (0, f"minibert {minibert.__version__}\n", "")
 
 
-def test_a_reader_who_has_had_enough_is_no_error(checkpoint):
-    # As in `minibert classify … | head -1`: the pipe closes while there is more to write.
+def test_a_closed_pipe_is_not_an_error(checkpoint):
+    # As in `minibert classify … | head -1`: head exits while there is more to write.
     command = (
         f"yes 'nice day' | head -n 20000 | {sys.executable} -m minibert classify --model {checkpoint} - | head -n 1"
     )
@@ -229,3 +232,41 @@ def test_the_demo_runs_without_network_or_cache(capsys, monkeypatch, tmp_path):
     assert "<- moved by up to" in done.stdout
     assert "<- as in 1, to rounding" in done.stdout
     assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the repository under another version, which is not installed anywhere."""
+    root = Path(__file__).parent.parent
+    shutil.copytree(Path(minibert.__file__).parent, tmp_path / "minibert", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(root / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(root / "pyproject.toml", tmp_path)
+    source = tmp_path / "minibert" / "__init__.py"
+    source.write_text(re.sub('(?<=__version__ = ").*(?=")', "9.8.7", source.read_text("utf-8")), "utf-8")
+    return tmp_path
+
+
+def test_python_m_minibert_works_in_a_checkout_and_imports_only_what_the_command_runs(checkout):
+    command = [sys.executable, "-X", "importtime", "-m", "minibert", "classify", "a nice day"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=checkout, timeout=60)
+    assert re.fullmatch(r"POSITIVE\t0\.99\d\d\ta nice day\n", done.stdout)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "minibert.pipeline" in imported
+    assert not [name for name in imported if name.startswith(("minibert.study", "minibert.cli.study", "transformers"))]
+
+
+def test_scripts_demo_passes_its_arguments_on_and_the_version_is_that_of_the_source(checkout):
+    venv.create(checkout / ".venv")
+    site_packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(checkout / ".venv")}))
+    packages = [path for path in sys.path if path.endswith("-packages")]
+    (site_packages / "checkout.pth").write_text("\n".join([str(checkout), *packages]))  # as `pip install -e` does
+    script = checkout / ".venv" / "bin" / "minibert"
+    script.write_text(f"#!{script.parent}/python\nimport sys\nfrom minibert.cli import main\nsys.exit(main())\n")
+    script.chmod(0o755)
+    content = b"".join((checkout / name).read_bytes() for name in ("pyproject.toml", "scripts/constraints.txt"))
+    content += (checkout / "scripts" / "bootstrap").read_bytes()
+    checksum = subprocess.run(["cksum"], input=content, capture_output=True, check=True).stdout
+    (checkout / ".venv" / "bootstrapped").write_bytes(checksum)  # so that bootstrap has nothing to do
+    command = [checkout / "scripts" / "demo", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=checkout.parent, timeout=60)
+    assert (done.stdout, done.stderr) == ("minibert 9.8.7\n", "")

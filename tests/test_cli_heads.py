@@ -1,4 +1,4 @@
-"""`minibert tag`, `fill`, `answer` and `embed`: what they print, and bad inputs on one line."""
+"""`minibert tag`, `fill`, `answer` and `embed`: what they print, and bad inputs reported on one line."""
 
 import io
 import json
@@ -16,7 +16,7 @@ HEADS = {
     "tag": "DistilBertForTokenClassification",
     "fill": "DistilBertForMaskedLM",
     "answer": "DistilBertForQuestionAnswering",
-    "embed": "DistilBertForSequenceClassification",  # any checkpoint will do
+    "embed": "DistilBertForSequenceClassification",  # any head will do
     "classify": "DistilBertForSequenceClassification",
 }
 TEXTS = ["Ada Lovelace was born in London, 1815.", "the capital of France is Paris"]
@@ -97,7 +97,7 @@ def test_answer_prints_the_best_spans(folders, run):
     assert out.count("\t(no answer)\t0-0") == 1
 
 
-def test_answer_takes_all_of_a_file_or_of_standard_input_as_its_context(run, monkeypatch, tmp_path):
+def test_answer_takes_a_whole_file_or_all_of_standard_input_as_its_context(run, monkeypatch, tmp_path):
     context = "Ada Lovelace was born in London.\nthe capital of France is Paris.\n\n" * 10
     file = tmp_path / "context.txt"
     file.write_text(context)
@@ -124,7 +124,7 @@ def test_embed_prints_vectors_or_writes_one_array(folders, run, tmp_path, poolin
     assert array.tolist() == expected
 
 
-def test_a_file_without_lines_gives_nothing(run, tmp_path):
+def test_an_empty_file_gives_no_results(run, tmp_path):
     empty = tmp_path / "empty.txt"
     empty.write_bytes(b"")
     assert run("tag", "--file", empty) == (0, "", "")
@@ -132,7 +132,7 @@ def test_a_file_without_lines_gives_nothing(run, tmp_path):
     assert np.load(tmp_path / "vectors.npy").shape == (0, 32)
 
 
-def test_a_stream_gives_an_object_a_line_in_its_order(run, monkeypatch):
+def test_a_stream_gives_one_object_per_line_in_order(run, monkeypatch):
     texts = [f"the capital {'of France ' * (i % 7)}is [MASK]" for i in range(60)]
     feed(monkeypatch, "\r\n".join(texts))
     status, out, err = run("fill", "--json", "-")
@@ -141,7 +141,7 @@ def test_a_stream_gives_an_object_a_line_in_its_order(run, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["fill", "embed", "classify"])
-def test_a_long_text_is_refused_unless_it_may_be_cut(run, command):
+def test_a_long_text_is_refused_without_truncate(run, command):
     text = "[MASK] was born " * 20
     status, out, err = run(command, text)
     assert (status, out) == (2, "")
@@ -152,7 +152,7 @@ def test_a_long_text_is_refused_unless_it_may_be_cut(run, command):
 
 
 @pytest.mark.parametrize(("command", "example"), [("tag", "NER"), ("fill", "base-uncased"), ("answer", "squad")])
-def test_a_head_that_the_demo_lacks_needs_a_model(capsys, command, example):
+def test_a_command_that_the_demo_has_no_head_for_needs_a_model(capsys, command, example):
     texts = ["a [MASK]"] * (2 if command == "answer" else 1)
     assert cli.main([command, *texts]) == 2
     out, err = capsys.readouterr()
@@ -170,7 +170,7 @@ def test_a_head_that_the_demo_lacks_needs_a_model(capsys, command, example):
         (["tag", "--file", "no/such/file"], "no/such/file"),
         (["tag", "--file", "."], "directory"),
         (["tag", "--model", "HEAD", "a"], "vocab_transform"),
-        (["fill", "no mask here"], "text 1: there is no [MASK] in it to fill"),
+        (["fill", "no mask here"], "text 1: it has no [MASK] to fill"),
         (["fill", "a [MASK]", "--top-k", "0"], "top_k must be at least 1, got 0"),
         (["answer", "who?"], "give a context, or --file FILE, or - for standard input"),
         (["answer", "who?", "a", "--file", "b"], "give a context, or --file FILE"),
@@ -184,7 +184,7 @@ def test_a_head_that_the_demo_lacks_needs_a_model(capsys, command, example):
         (["embed", "a", "--out", "no/such/folder/vectors.npy"], "in a folder that exists"),
     ],
 )
-def test_a_bad_input_is_said_on_one_line(run, folders, arguments, says):
+def test_a_bad_input_is_reported_on_one_line(run, folders, arguments, says):
     status, out, err = run(*(folders["fill"] if argument == "HEAD" else argument for argument in arguments))
     assert (status, out) == (2, "")
     assert err.startswith("minibert: error: ")

@@ -1,7 +1,9 @@
-"""What the pipelines promise, transformers aside: order, laziness, batches by tokens, windows, and clear refusals."""
+"""What the pipelines promise: order, laziness, batches by tokens, windows, and clear errors."""
 
 import itertools
 import pickle
+import subprocess
+import sys
 from dataclasses import astuple, is_dataclass
 
 import pytest
@@ -12,11 +14,11 @@ from minibert.pipeline import (
     Answer,
     Embedder,
     Entity,
+    LabelledSpan,
     MaskFiller,
     QuestionAnswerer,
     TextClassifier,
     TokenClassifier,
-    Word,
     best_spans,
     group_words,
     label_scores,
@@ -25,6 +27,7 @@ from minibert.pipeline import (
 )
 
 from .machine import needs
+from .models import model
 from .pipelines import WORDS, random_texts, saved
 
 TASKS = {
@@ -95,17 +98,17 @@ def test_a_pickled_pipeline_gives_the_same_results(checkpoints, task):
 
 
 @each_task
-def test_batches_keep_to_the_budget_of_tokens(checkpoints, task):
+def test_batches_keep_to_the_limit_of_tokens(checkpoints, task):
     pipeline, texts = task(checkpoints[task], batch_tokens=40), inputs_of(task)
     batches, forward = [], pipeline.forward
     pipeline.forward = lambda rows: batches.append([len(row) for row in rows]) or forward(rows)
     list(pipeline(texts))
     assert all(sum(lengths) <= 40 or len(lengths) == 1 for lengths in batches)
-    assert all(sum(a) + b[0] > 40 for a, b in itertools.pairwise(batches))  # and none could take one more
+    assert all(sum(a) + b[0] > 40 for a, b in itertools.pairwise(batches))  # and no batch could take the next row
     assert sum(map(len, batches)) == len(texts)
 
 
-def test_an_endless_stream_is_read_one_text_further_than_a_batch(checkpoints):
+def test_an_endless_stream_is_read_one_text_beyond_the_batch(checkpoints):
     read = []
     stream = ("ada was born" for _ in itertools.count() if not read.append(None))  # 5 tokens each
     results = TextClassifier(checkpoints[TextClassifier], batch_tokens=20)(stream)
@@ -132,7 +135,7 @@ def failing_stream():
     ids=["a long text", "a stream"],
 )
 @pytest.mark.parametrize("batch_tokens", [3, 6, 1024])
-def test_what_comes_before_an_error_has_results(checkpoints, texts, error, says, batch_tokens):
+def test_texts_before_an_error_have_results(checkpoints, texts, error, says, batch_tokens):
     results = TextClassifier(checkpoints[TextClassifier], batch_tokens=batch_tokens)(texts())
     assert len(list(itertools.islice(results, 3))) == 3
     with pytest.raises(error, match=says):
@@ -165,26 +168,26 @@ def test_batches_are_planned_in_order():
     ],
     ids=str,
 )
-def test_scores_are_probabilities_or_the_values_themselves(config, scores):
+def test_scores_are_probabilities_or_the_logits_themselves(config, scores):
     logits = torch.tensor([[0.0, 1.0986123]])  # ln 3
     assert torch.allclose(label_scores(minibert.DistilBertConfig(**config), logits), torch.tensor(scores))
 
 
-def test_a_class_comes_with_the_scores_of_all(checkpoints):
+def test_a_classification_has_the_scores_of_all_labels(checkpoints):
     (result,) = TextClassifier(checkpoints[TextClassifier])(["ada"])
     assert result.scores.keys() == {"LABEL_0", "LABEL_1"}
     assert result.scores[result.label] == result.score == max(result.scores.values())
 
 
 @pytest.mark.parametrize("overlap", [0, 1, 4, 5])
-def test_of_an_overlap_each_half_comes_from_the_window_that_shows_more_around_it(overlap):
+def test_a_token_comes_from_the_window_that_shows_more_text_around_it(overlap):
     size, length = 11, 60
     starts = range(0, length - overlap, size - overlap)
     windows = [[(i, w) for i in range(start, min(start + size, length))] for w, start in enumerate(starts)]
     joined = stitch(windows, overlap)
     assert [i for i, _ in joined] == list(range(length))
     for i, chosen in joined:
-        # How far it is to the window's nearer edge, where the text goes on beyond it.
+        # The distance to the nearer edge of each window; an end of the text is not an edge.
         margins = {}
         for w, window in enumerate(windows):
             if window[0][0] <= i <= window[-1][0]:
@@ -201,12 +204,12 @@ def test_every_word_of_a_long_text_is_tagged_once(checkpoints):
     (entities,) = tagger([text])  # no label is O here, so they cover the text
     assert len(entities) > 20
     assert all(entity.text == text[entity.start : entity.end] for entity in entities)
-    between = [0, *(place for entity in entities for place in (entity.start, entity.end)), len(text)]
+    between = [0, *(index for entity in entities for index in (entity.start, entity.end)), len(text)]
     assert between == sorted(between)
     assert all(text[start:end].strip() == "" for start, end in zip(between[::2], between[1::2], strict=True))
 
 
-def test_windows_go_from_left_to_right_whatever_side_the_tokenizer_cuts(tmp_path, checkpoints):
+def test_windows_go_from_left_to_right_whatever_side_the_tokenizer_truncates(tmp_path, checkpoints):
     folder = saved(tmp_path, TASKS[TokenClassifier])
     tokenizer = minibert.DistilBertTokenizer.from_pretrained(folder)
     tokenizer.truncation_side = tokenizer.padding_side = "left"
@@ -215,11 +218,11 @@ def test_windows_go_from_left_to_right_whatever_side_the_tokenizer_cuts(tmp_path
     assert list(TokenClassifier(folder)(texts)) == list(TokenClassifier(checkpoints[TokenClassifier])(texts))
 
 
-def test_words_of_a_kind_are_grouped_and_b_begins_anew():
+def test_words_of_one_entity_type_are_grouped_and_b_starts_a_new_group():
     text = "ann bo cy di ed flo gus"
     labels = ["I-PER", "I-PER", "B-PER", "O", "MISC", "MISC", "I-LOC"]
     spans = [(0, 3), (4, 6), (7, 9), (10, 12), (13, 15), (16, 19), (20, 23)]
-    words = [Word(label, i / 10, *span) for i, (label, span) in enumerate(zip(labels, spans, strict=True))]
+    words = [LabelledSpan(label, i / 10, *span) for i, (label, span) in enumerate(zip(labels, spans, strict=True))]
     assert group_words(words, text) == [
         Entity("PER", 0.05, "ann bo", 0, 6),
         Entity("PER", 0.2, "cy", 7, 9),
@@ -229,7 +232,7 @@ def test_words_of_a_kind_are_grouped_and_b_begins_anew():
     assert group_words([], "") == []
 
 
-def test_each_mask_is_filled_by_itself_and_no_more_tokens_come_than_there_are(checkpoints):
+def test_each_mask_is_filled_by_itself_with_at_most_the_whole_vocabulary(checkpoints):
     filler = MaskFiller(checkpoints[MaskFiller], top_k=1000)
     (masks,) = filler(["[MASK] was born in [MASK]"])
     assert len(masks) == 2
@@ -240,7 +243,7 @@ def test_each_mask_is_filled_by_itself_and_no_more_tokens_come_than_there_are(ch
         assert all(WORDS[candidate.token_id] == candidate.token for candidate in ranked)
 
 
-def test_spans_come_best_first_in_whole_words():
+def test_spans_of_whole_words_come_best_first():
     # Tokens 1 and 2 are one word. Spans in tokens: 0-0 .06, 0-1 .24, 1-1 .12, 1-2 .15, 2-2 .05; 0-2, .3, is too long.
     probs = torch.tensor([[0.6, 0.1], [0.3, 0.4], [0.1, 0.5]])
     found = list(best_spans(probs, [(0, 3), (4, 9), (4, 9)], max_length=2))
@@ -248,7 +251,7 @@ def test_spans_come_best_first_in_whole_words():
     assert [score for _, score in found] == pytest.approx([0.24, 0.15, 0.06])
 
 
-def test_answers_are_whole_words_of_the_context_in_windows_too(checkpoints):
+def test_answers_are_whole_words_of_the_context_also_in_windows(checkpoints):
     context = "mathematicians Lovelace " * 40
     answerer = QuestionAnswerer(checkpoints[QuestionAnswerer], top_k=20)
     pair = ("who?", context)
@@ -261,7 +264,7 @@ def test_answers_are_whole_words_of_the_context_in_windows_too(checkpoints):
         assert set(answer.text.split()) <= {"mathematicians", "Lovelace"}
 
 
-def test_no_answer_is_one_of_them_where_asked_for(checkpoints):
+def test_no_answer_is_an_answer_with_handle_impossible_answer(checkpoints):
     pairs = [("who?", "Ada Lovelace was born in London"), ("who?", "")]
     without = list(QuestionAnswerer(checkpoints[QuestionAnswerer], top_k=100)(pairs))
     answerer = QuestionAnswerer(checkpoints[QuestionAnswerer], top_k=100, handle_impossible_answer=True)
@@ -269,10 +272,10 @@ def test_no_answer_is_one_of_them_where_asked_for(checkpoints):
     assert [answer for answer in full if answer.text] == without[0]
     assert len(full) == len(without[0]) + 1
     assert without[1] == []
-    assert empty == [Answer("", 1.0, 0, 0)]  # nothing but [CLS] is left
+    assert empty == [Answer("", 1.0, 0, 0)]  # [CLS] has all of the probability
 
 
-def test_no_answer_scores_what_cls_has_in_the_window_where_it_has_least(checkpoints):
+def test_the_score_of_no_answer_is_the_lowest_score_of_cls_in_any_window(checkpoints):
     answerer = QuestionAnswerer(checkpoints[QuestionAnswerer], top_k=10**6, handle_impossible_answer=True)
     pair = ("who?", LONG_TEXT)
     encoding = answerer.encode(pair)
@@ -289,7 +292,7 @@ def test_no_answer_scores_what_cls_has_in_the_window_where_it_has_least(checkpoi
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_a_vector_is_the_mean_of_the_hidden_states_or_that_of_cls(checkpoints, pooling):
+def test_a_vector_is_the_mean_of_the_hidden_states_or_the_one_of_cls(checkpoints, pooling):
     embedder = Embedder(checkpoints[Embedder], pooling=pooling)
     (vector,) = embedder(["Ada was born"])
     with torch.no_grad():
@@ -297,7 +300,7 @@ def test_a_vector_is_the_mean_of_the_hidden_states_or_that_of_cls(checkpoints, p
     assert torch.allclose(vector, states.mean(0) if pooling == "mean" else states[0], atol=1e-6)
 
 
-def test_a_long_text_is_cut_where_asked_for_and_the_log_says_so(checkpoints, caplog):
+def test_a_long_text_is_cut_with_truncation_and_the_log_says_so(checkpoints, caplog):
     words = ["ada"] * 60
     (cut,) = Embedder(checkpoints[Embedder], truncation=True)([" ".join(words)])
     assert caplog.messages == ["cut from 62 to 48 tokens: 'ada ada ada ada ada ada ada ada ada ada ada ada ada ada ada"]
@@ -314,26 +317,26 @@ def test_a_long_text_is_cut_where_asked_for_and_the_log_says_so(checkpoints, cap
         (TextClassifier, {}, ["ada", "ada " * 50], "text 2: it has 52 tokens, more than 48: truncate or split it"),
         (TextClassifier, {}, ["ada", None], "text 2: .* is NoneType, not str"),
         (TextClassifier, {"batch_tokens": 0}, [], "batch_tokens must be at least 1, got 0"),
-        (MaskFiller, {}, ["[MASK]", "ada"], r"text 2: there is no \[MASK\] in it to fill"),
-        (MaskFiller, {"truncation": True}, ["ada " * 50 + "[MASK]"], r"text 1: there is no \[MASK\]"),
+        (MaskFiller, {}, ["[MASK]", "ada"], r"text 2: it has no \[MASK\] to fill"),
+        (MaskFiller, {"truncation": True}, ["ada " * 50 + "[MASK]"], r"text 1: it has no \[MASK\]"),
         (MaskFiller, {"top_k": 0}, [], "top_k must be at least 1, got 0"),
         (QuestionAnswerer, {"top_k": 0}, [], "top_k must be at least 1, got 0"),
         (QuestionAnswerer, {"max_answer_length": -1}, [], "max_answer_length must be at least 1, got -1"),
         (QuestionAnswerer, {}, ["ab"], r"text 1: expected a pair \(question, context\), got str 'ab'"),
         (QuestionAnswerer, {}, [{"question": "a", "context": "b"}], r"text 1: expected a pair .* got dict"),
         (QuestionAnswerer, {}, [("a",)], r"text 1: expected a pair .* got tuple"),
-        (TextClassifier, {}, ["ada", "\u200b\ufeff"], "text 2: there is no text in it"),
+        (TextClassifier, {}, ["ada", "\u200b\ufeff"], "text 2: it has no tokens"),
         (TextClassifier, {"max_length": 0}, [], "max_length must be at least 3, got 0"),
         (QuestionAnswerer, {}, [("ada " * 45, "ada")], "text 1: the question leaves no room .* window of 48 tokens"),
         (Embedder, {"pooling": "max"}, [], "pooling must be 'mean' or 'cls', got 'max'"),
     ],
 )
-def test_what_a_task_cannot_take_is_refused_with_the_way_out(checkpoints, task, options, texts, says):
+def test_a_bad_input_is_refused_with_the_way_out(checkpoints, task, options, texts, says):
     with pytest.raises(ValueError, match=says):
         list(task(checkpoints[task], **options)(texts))
 
 
-def test_one_text_in_place_of_many_is_refused_at_once(checkpoints):
+def test_one_str_in_place_of_a_list_is_refused_at_once(checkpoints):
     with pytest.raises(TypeError, match=r"got one str: pass \[text\]"):
         TextClassifier(checkpoints[TextClassifier])("ada")
 
@@ -342,10 +345,50 @@ def test_a_vocabulary_without_a_mask_is_refused(tmp_path):
     folder = saved(tmp_path, "DistilBertForMaskedLM")
     vocab = {"[MUSK]" if word == "[MASK]" else word: i for i, word in enumerate(WORDS)}
     minibert.DistilBertTokenizer(vocab, model_max_length=48).save_pretrained(folder)
-    with pytest.raises(ValueError, match=r"its vocabulary has no \[MASK\]"):
+    with pytest.raises(ValueError, match=r"the vocabulary has no \[MASK\]"):
         MaskFiller(folder)
 
 
 def test_a_checkpoint_with_another_head_is_refused(checkpoints):
     with pytest.raises(ValueError, match=r"unexpected .*qa_outputs"):
         TextClassifier(checkpoints[QuestionAnswerer])
+
+
+@pytest.mark.parametrize("n_rows", [len(WORDS) + 24, len(WORDS) - 3])
+def test_only_tokens_of_the_vocabulary_and_of_the_model_fill_a_mask(tmp_path, n_rows):
+    folder = saved(tmp_path, "DistilBertForMaskedLM")
+    torch.manual_seed(0)
+    model("DistilBertForMaskedLM", vocab_size=n_rows, max_position_embeddings=48).save_pretrained(folder)
+    filler = MaskFiller(folder, top_k=1000)
+    ((ranked,),) = filler(["[MASK] was born"])
+    with torch.no_grad():
+        logits = filler.model(**filler.tokenizer(["[MASK] was born"], return_tensors="pt")).logits[0, 1]
+    expected = dict(enumerate(logits.softmax(-1).tolist()))
+    assert [candidate.token for candidate in ranked] == [WORDS[candidate.token_id] for candidate in ranked]
+    assert len(ranked) == min(n_rows, len(WORDS))
+    for candidate in ranked:
+        assert candidate.score == pytest.approx(expected[candidate.token_id], abs=1e-6)
+
+
+def test_classes_of_the_same_name_are_refused(tmp_path):
+    folder = saved(tmp_path, "DistilBertForSequenceClassification", id2label={0: "GOOD", 1: "BAD", 2: "GOOD"})
+    with pytest.raises(ValueError, match=r"2 classes are named 'GOOD': rename them in config\.json"):
+        TextClassifier(folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are spawned")
+def test_a_forked_process_with_one_thread_does_not_hang(checkpoints):
+    program = f"""
+import os, torch
+from minibert.pipeline import TextClassifier
+classify = TextClassifier({str(checkpoints[TextClassifier])!r})
+torch.set_num_threads(2)
+torch.randn(500, 500) @ torch.randn(500, 500)  # from here on, a second thread hangs in a child
+if os.fork() == 0:
+    torch.set_num_threads(1)
+    print(classify.model.batch_invariant, next(classify(["ada"])).label, flush=True)
+    os._exit(0)
+os.wait()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split()[1:] == [next(TextClassifier(checkpoints[TextClassifier])(["ada"])).label], done.stderr

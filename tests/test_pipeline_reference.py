@@ -74,7 +74,7 @@ def test_vectors_are_pooled_from_those_of_feature_extraction(tmp_path, pooling):
 def expected_answers(folder, question, context, *, top_k, max_answer_length, size, stride):
     """Answers from transformers' own tokenizer, model and span decoder.
 
-    Version 5 has no question-answering pipeline any more; what it was built from is left.
+    Version 5 has no question-answering pipeline any more, but still has the parts of it.
     """
     from transformers.pipelines.document_question_answering import select_starts_ends
 

@@ -1,18 +1,23 @@
-"""The commands that look inside: walk, trace, view, padding, masks, compare."""
+"""The commands that look inside: walk, trace, view, padding, masks, compare, exercise."""
 
 import argparse
 import json
+import webbrowser
 from pathlib import Path
-from textwrap import indent
+from textwrap import fill, indent
 from typing import Any
 
 import torch
 
 from .. import DEMO
-from ..checkpoint import CheckpointFiles
+from ..checkpoint import CheckpointFiles, write_atomically
 from ..heads import DistilBertForSequenceClassification
-from ..study.compare import compare_checkpoint, load_checkpoint
-from ..study.masks import check_pad_invariance, compare_masks, renormalisation
+from ..study.compare import compare_checkpoint
+from ..study.exercises import EXERCISES, grade, initial, start
+from ..study.lab import attention_lab
+from ..study.leak import check_pad_invariance, leak_routes, renormalisation
+from ..study.masks import compare_masks
+from ..study.models import load_checkpoint
 from ..study.padding import left_padding, pad_mass, padding_cost, padding_drift, precision_ladder
 from ..study.page import attention_page
 from ..study.report import Report, plain, table
@@ -20,6 +25,7 @@ from ..study.trace import trace
 from ..study.walk import SENTENCES, walk
 from ..tokenizer import DistilBertTokenizer
 from .arguments import read_texts
+from .output import check_output_file, say, write_file
 
 # The logits of SENTENCES in the order of walk.RUNS, as the note that this project grew from prints them.
 PUBLISHED = {
@@ -54,8 +60,8 @@ def run_walk(options: argparse.Namespace) -> int:
         print(json.dumps({"model": str(options.model), **result.to_dict(), "published": published, "agree": agree}))
         return 0 if agree else 1
     config = model.config
-    print(f"minibert walk: {name}, {config.n_layers} layers of {config.n_heads} heads, dim {config.dim}\n")
-    print(result)
+    say(f"minibert walk: {name}, {config.n_layers} layers of {config.n_heads} heads, dim {config.dim}\n")
+    say(str(result))
     if published is not None:
         print("\nPublished logits of this checkpoint, beside these")
         rows = [
@@ -79,13 +85,32 @@ def run_trace(options: argparse.Namespace) -> int:
 
 def run_view(options: argparse.Namespace) -> int:
     """Write the page, and say how large it is."""
+    check_output_file(options.out)
     texts = sentences(options)
     model, tokenizer = load(options)
     choice = {"length": options.length, "layers": options.layers, "heads": options.heads}
     page = attention_page(model, tokenizer, texts, title=f"Attention: {Path(options.model).name}", **choice)
-    written = options.out.write_bytes(page.encode())
-    report = {"file": str(options.out), "bytes": written}
-    print(json.dumps(report) if options.json else f"{options.out}: {written / 1e6:.2f} MB")
+    data = page.encode()
+    write_file(options.out, data)
+    report = {"file": str(options.out), "bytes": len(data)}
+    say(json.dumps(report) if options.json else f"{options.out}: {len(data) / 1e6:.2f} MB")
+    return 0
+
+
+def run_lab(options: argparse.Namespace) -> int:
+    """Write the laboratory, and say where it is."""
+    texts = sentences(options)
+    files = CheckpointFiles(options.model, revision=options.revision)
+    model = DistilBertForSequenceClassification.from_files(files)
+    page = attention_lab(
+        model, DistilBertTokenizer.from_files(files), texts, title=f"Attention laboratory: {Path(options.model).name}"
+    )
+    data = page.encode()
+    write_atomically(options.out, data)
+    address = options.out.resolve().as_uri()
+    print(json.dumps({"file": str(options.out), "bytes": len(data), "address": address}) if options.json else address)
+    if options.open:
+        webbrowser.open(address)
     return 0
 
 
@@ -104,7 +129,8 @@ def run_padding(options: argparse.Namespace) -> int:
             "Drift of each sentence from itself alone, without the mask": padding_drift(model, tokenizer, texts, False),
             "Drift with the mask": padding_drift(model, tokenizer, texts),
             "Other ids in the padded slots, with the mask": check_pad_invariance(model, inputs),
-            "At layer 0 the mask only renormalises": renormalisation(model, inputs),
+            "In layer 0 the mask only renormalises": renormalisation(model, inputs),
+            "How padding reaches [CLS]: the mask in the rows of some queries only": leak_routes(model, inputs),
             "Drift in each precision: what shrinks with it is rounding": precision_ladder(model, inputs),
             "Padding on the left": left_padding(model, tokenizer, texts),
             "Share of the computation": padding_cost(lengths, max_length=positions, config=model.config),
@@ -124,18 +150,60 @@ def run_compare(options: argparse.Namespace) -> int:
     against = [options.against] if options.against else ["transformers", "oracle"]
     if options.checkpoint is not None and options.model is not DEMO:
         raise ValueError(f"two checkpoints, {options.checkpoint} and --model {options.model}: give one")
-    result = compare_checkpoint(options.checkpoint or options.model, revision=options.revision, against=against)
+    checkpoint = options.model if options.checkpoint is None else options.checkpoint
+    result = compare_checkpoint(checkpoint, revision=options.revision, against=against)
     show(options, {"compare": result})
     return 0 if result.ok else 1
+
+
+def run_exercise(options: argparse.Namespace) -> int:
+    """Print an exercise, or grade its copy; exit status 1 where the change or the prediction is not right."""
+    if options.number is None:
+        print(*(f"{number:>2}  {exercise.title}" for number, exercise in enumerate(EXERCISES, 1)), sep="\n")
+        print("\nminibert exercise N makes a copy to change, and says what to do; minibert itself stays as it is.")
+        return 0
+    copy = start(options.folder, options.number, options.reset)
+    exercise = EXERCISES[options.number - 1]
+    print(f"Exercise {options.number} of {len(EXERCISES)}: {exercise.title}\n\n{paragraph(exercise.task)}\n")
+    is_unchanged = not exercise.made and copy.read_text("utf-8") == initial(options.number)
+    if options.predict is None or is_unchanged:
+        verb = "Read" if exercise.made and exercise.first != "none" else "Change"
+        print(f"{verb} {copy}, and predict the first step that differs from the papers' formulas:")
+        print(f"    minibert exercise {options.number} --predict STEP")
+        print("STEP is a name or its end, such as ffn.lin1 or layer.1.attention.q; or none.")
+        if options.predict is not None:
+            print("\nThe copy is unchanged so far: change it first.")
+        if options.answer:
+            print(f"\nAnswer: {exercise.first}\n{paragraph(exercise.answer)}")
+        return 0 if options.predict is None else 1
+    result = grade(options.folder, options.number, options.predict)
+    print(result)
+    if options.verbose:
+        print(f"\n{result.comparison}")
+    if result.ok or options.answer:
+        print(f"\n{paragraph(exercise.answer)}")
+    else:
+        print(f"\nHint: {paragraph(exercise.hint)}\n--answer shows the answer, --reset starts again.")
+    return 0 if result.ok else 1
+
+
+def paragraph(text: str) -> str:
+    """Break a text into lines of at most 100 characters."""
+    return fill(text, 100, break_on_hyphens=False)
 
 
 def sentences(options: argparse.Namespace) -> list[str]:
     """Return the sentences to work on.
 
     Raises:
-        ValueError: see `read_texts`.
+        ValueError: there are none, or see `read_texts`.
     """
-    return list(read_texts(options)) if options.texts else list(SENTENCES)
+    if not options.texts:
+        return list(SENTENCES)
+    texts = list(read_texts(options))
+    if not texts:
+        raise ValueError("standard input is empty: give at least one sentence")
+    return texts
 
 
 def show(options: argparse.Namespace, reports: dict[str, Report]) -> None:
@@ -144,6 +212,6 @@ def show(options: argparse.Namespace, reports: dict[str, Report]) -> None:
         values = plain(reports)
         print(json.dumps(values if len(values) > 1 else next(iter(values.values()))))
     elif len(reports) == 1:
-        print(*reports.values())
+        say(str(*reports.values()))
     else:
-        print("\n\n".join(f"{title}\n{indent(str(report), '   ')}" for title, report in reports.items()))
+        say("\n\n".join(f"{title}\n{indent(str(report), '   ')}" for title, report in reports.items()))

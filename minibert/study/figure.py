@@ -1,4 +1,4 @@
-"""One head's attention as a matplotlib figure, for a paper: PNG, SVG, PDF."""
+"""The attention of one head as a matplotlib figure, for a paper: PNG, SVG, PDF."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -7,6 +7,7 @@ import torch
 
 from ..pretrained import PreTrainedModel
 from ..tokenizer import DistilBertTokenizer
+from .models import choose
 from .page import encode
 from .steps import capture
 
@@ -27,39 +28,39 @@ def attention_figure(
     masks: Sequence[bool] = (False, True),
     length: int | None = None,
 ) -> "Figure":
-    """Draw the attention of one head, query down, key across; padded keys are hatched, padded queries dimmed.
+    """Draw the attention of one head, queries down, keys across; padded keys are hatched, padded queries are dimmed.
 
     Args:
-        model: any model but multiple choice, in eval mode.
-        tokenizer: its tokenizer.
-        texts: the rows of the batch.
+        model: any model except multiple choice, in eval mode.
+        tokenizer: the model's tokenizer.
+        texts: one text for each row of the batch.
         pairs: the second text of each row.
         layer: the layer to draw.
-        head: its head.
+        head: the head of that layer.
         row: the row of the batch.
-        masks: a panel each: False for a run without the mask, True for one with it.
-        length: pad or cut the rows to so many tokens; None: pad to the longest.
+        masks: one panel for each: False for a run without the mask, True for a run with it.
+        length: pad or truncate the rows to this number of tokens; None: pad to the longest row.
 
     Returns:
         A figure: `figure.savefig("attention.pdf")`.
 
     Raises:
-        ImportError: matplotlib is missing.
-        ValueError: a model in training mode or with choices; a layer, head or row that there is not; no panel.
+        ImportError: matplotlib is not installed.
+        ValueError: a model in training mode or with choices; a layer or head that the model does not have, a row that
+            the batch does not have; no panel.
     """
     try:
         from matplotlib.colors import PowerNorm
-        from matplotlib.figure import Figure  # not pyplot, which has global state
+        from matplotlib.figure import Figure  # not pyplot: it has global state
     except ImportError as error:
         raise ImportError("attention_figure needs matplotlib: pip install 'minibert[plot]'") from error
     inputs = encode(model, tokenizer, texts, pairs, length)
     input_ids, real = inputs["input_ids"], inputs["attention_mask"]
     sizes = {"layer": (layer, model.config.n_layers), "head": (head, model.config.n_heads), "row": (row, len(real))}
     for name, (index, size) in sizes.items():
-        if not 0 <= index < size:
-            raise ValueError(f"{name} must be 0 to {size - 1}, got {index}")
+        choose(name, [index], size)
     if not masks:
-        raise ValueError("masks is empty: give a panel or two, such as masks=[True]")
+        raise ValueError("masks is empty: give one value for each panel, such as masks=[False, True]")
     probs = f"{model.encoder_prefix}transformer.layer.{layer}.attention.probs"
     tokens = tokenizer.convert_ids_to_tokens(input_ids[row].tolist())
     ticks = range(len(tokens))
@@ -70,7 +71,7 @@ def attention_figure(
         with capture(model, probs) as steps:
             model(input_ids, real if mask else None)
         values = steps[probs][row, head].float().cpu().numpy()
-        image = panel.imshow(values, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))  # √p: small weights are seen
+        image = panel.imshow(values, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))  # √p: small weights show
         panel.set_title(f"layer {layer}, head {head}, {'with' if mask else 'without'} mask", fontsize="medium")
         panel.set_xticks(ticks, tokens, rotation=90, parse_math=False)  # "$" is a token, not a formula
         panel.set_yticks(ticks, tokens, parse_math=False)

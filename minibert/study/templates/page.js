@@ -1,24 +1,15 @@
-"use strict";
-// Shows what page.py put into the page: for each run (a state of the model, without the mask or with it) the scores of
-// every row, layer and head. S tokens with padding; a map is S × S values, query after query, (query, key).
-// Tokens reach the page as text only (textContent), never as HTML.
+// Shows the data that page.py put into the page: for each run (one state of the model, without the mask or with it) the
+// scores of every row, layer and head. S is the number of tokens, padding included. A map is (S, S): (query, key).
 (() => {
-const element = id => document.getElementById(id);
 const data = JSON.parse(element("data").textContent);
 const S = data.tokens[0].length;
 const states = [...new Set(data.runs.map(run => run.state))];
-const at = { row: 0, layer: 0, head: 0, query: 0, masked: true, state: states[0] };  // layer, head: index in the page
+const at = { row: 0, layer: 0, head: 0, query: 0, masked: false, state: states[0] };  // layer, head: indices
 const LINE = 18;  // height of a token in the head view
 
 // ---- Numbers: from float16 to probabilities
 
-const HALVES = Float32Array.from({ length: 65536 }, (_, bits) => {
-  const exponent = bits >> 10 & 31, fraction = bits & 1023;
-  const size = exponent ? (1 + fraction / 1024) * 2 ** (exponent - 15) : fraction * 2 ** -24;
-  return (bits >> 15 ? -1 : 1) * (exponent < 31 ? size : fraction ? NaN : Infinity);
-});
-
-// The result of a function, computed once for each list of arguments.
+// Returns a function that computes its result once for each list of arguments.
 function remember(compute) {
   const known = new Map();
   return (...key) => {
@@ -28,21 +19,13 @@ function remember(compute) {
   };
 }
 
-// All heads of a row of a layer: base64 -> (H, S, S).
-function unpack(packed) {
-  const bytes = atob(packed);
-  const values = new Float32Array(bytes.length / 2);
-  for (let i = 0; i < values.length; i++)
-    values[i] = HALVES[bytes.charCodeAt(2 * i) | bytes.charCodeAt(2 * i + 1) << 8];
-  return values;
-}
-
-const unpacked = remember((run, what, row, layer) => unpack(data.runs[run][what][layer][row]));
+// One row of one layer, all heads: (H, S, S).
+const unpacked = remember((run, what, row, layer) => readHalves(data.runs[run][what][layer][row]));
 const ofHead = (run, what, row, layer, head) =>
   unpacked(run, what, row, layer).subarray(head * S * S, (head + 1) * S * S);
 const scores = (run, row, layer, head) => ofHead(run, "scores", row, layer, head);
 const additive = (run, row, key) => data.runs[run].masked && !data.real[row][key] ? data.mask : 0;
-const edited = (run, layer) => layer in data.runs[run].probs;  // then no softmax of the scores: page.py sends them too
+const edited = (run, layer) => layer in data.runs[run].probs;  // then page.py also sends the probabilities
 
 const probs = remember((run, row, layer, head) => {
   if (edited(run, layer)) return ofHead(run, "probs", row, layer, head);
@@ -61,14 +44,14 @@ const probs = remember((run, row, layer, head) => {
 const runOf = (state, masked) => data.runs.findIndex(run => run.state === state && run.masked === masked);
 const differing = () => at.state === "difference";
 
-// What a map shows: the probabilities of a run, or how they differ after the change.
+// The values of a map: the probabilities of a run, or what the change adds to them.
 function shown(layer, head) {
   if (!differing()) return probs(runOf(at.state, at.masked), at.row, layer, head);
   const [before, after] = states.map(state => probs(runOf(state, at.masked), at.row, layer, head));
   return after.map((p, i) => p - before[i]);
 }
 
-// The share of a head's attention that real queries give to padding: mean over these queries.
+// The share of attention that real queries give to padding, mean over these queries.
 function padMass(values) {
   const real = data.real[at.row];
   let sum = 0;
@@ -77,10 +60,9 @@ function padMass(values) {
   return sum / real.reduce((a, b) => a + b);
 }
 
-// ---- Colours: they follow √|value|, so that small weights are seen
+// ---- Colours: they follow √|value|, so that small weights stay visible
 
-let full = 1;  // the value that gets the full colour: of differences the largest in this row
-const strength = value => Math.sqrt(Math.min(1, Math.abs(value) / full));
+let full = 1;  // the value with the full colour: 1, or the largest difference in this row
 
 function readScale() {
   full = 1;
@@ -91,69 +73,24 @@ function readScale() {
   full ||= 1;
 }
 
-let colours, dimmed;  // for -1 to 1, 511 pixels each
+let palette;
 
-function readColours() {
-  const style = getComputedStyle(document.documentElement);
-  const [low, high, minus, plus, paper] = ["low", "high", "minus", "plus", "paper"].map(name =>
-    [1, 3, 5].map(i => parseInt(style.getPropertyValue(`--${name}`).trim().slice(i, i + 2), 16)));
-  const end = differing() ? plus : high;
-  const mix = (from, to, share) => from.map((c, i) => Math.round(c + (to[i] - c) * share));
-  const scale = Array.from({ length: 511 }, (_, i) => mix(low, i < 255 ? minus : end, Math.abs(i - 255) / 255));
-  const pixels = list => new Uint32Array(new Uint8Array(list.flatMap(colour => [...colour, 255])).buffer);
-  colours = pixels(scale);
-  dimmed = pixels(scale.map(colour => mix(paper, colour, 0.35)));
-  const stops = (differing() ? [0, 255, 510] : [255, 510]).map(i => `rgb(${scale[i]})`);
+function drawLegend() {
+  palette = readPalette(differing() ? "plus" : "high");
+  const stops = (differing() ? [0, 255, 510] : [255, 510]).map(i => `rgb(${palette.scale[i]})`);
   const parts = differing() ? [-1, -0.5, 0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1];
   const ticks = parts.map(part => String(+(part * Math.abs(part) * full).toPrecision(2)).replace("-", "−"));
   element("legend").style.borderImage = `linear-gradient(to right, ${stops}) 1`;
   element("legend").replaceChildren(...ticks.map(tick => make("span", tick)));
 }
 
-// One pixel for each query and key; the rows of padded queries, which nobody reads, are dimmed.
-function paint(canvas, values) {
-  canvas.width = canvas.height = S;
-  const image = new ImageData(S, S);
-  const pixels = new Uint32Array(image.data.buffer);
-  for (let i = 0; i < S * S; i++) {  // NaN, which has no colour, stays empty
-    const table = data.real[at.row][Math.floor(i / S)] ? colours : dimmed;
-    pixels[i] = table[255 + Math.round(Math.sign(values[i]) * strength(values[i]) * 255)];
-  }
-  canvas.getContext("2d").putImageData(image, 0, 0);
-}
+const paint = (canvas, values) => paintMap(canvas, values, palette, data.real[at.row], full);
 
 // ---- Parts of the page
 
-function make(tag, text = "", properties = {}) {
-  const made = document.createElement(tag);
-  made.textContent = text;
-  return Object.assign(made, properties);
-}
-
-function makeSvg(tag, attributes, text = "") {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.textContent = text;
-  return made;
-}
-
-const percent = share => share === 0 ? "0" : `${(100 * share).toFixed(1)}%`;
-const signed = x => x === 0 ? "0" : (x < 0 ? "−" : "+") + Math.abs(x).toFixed(4);
 const token = position => data.tokens[at.row][position];
 const padded = position => data.real[at.row][position] ? "" : "pad";
 const runName = run => (states.length > 1 ? `${run.state}, ` : "") + (run.masked ? "with mask" : "without mask");
-
-function fillTable(table, header, rows) {
-  const head = make("thead"), body = make("tbody");
-  head.append(make("tr"));
-  head.firstChild.append(...header.map(title => make("th", title, { scope: "col" })));
-  body.append(...rows.map(cells => {
-    const line = make("tr");
-    line.append(...cells.map((cell, i) => i ? make("td", cell) : make("th", cell, { scope: "row" })));
-    return line;
-  }));
-  table.replaceChildren(head, body);
-}
 
 const buttons = data.layers.map((_, layer) => data.heads.map((_, head) => {
   const button = make("button", "", { type: "button", onclick: () => move({ layer, head }) });
@@ -191,7 +128,7 @@ function drawGrid() {
   }));
   const mean = percent(masses.reduce((a, b) => a + b) / masses.length);
   element("grid-note").textContent = differing() ? "Below each its largest change (Δ)" : hasPadding
-    ? `Below each: what real queries give to [PAD]; mean ${mean}`
+    ? `Below each: attention from real queries to [PAD]; mean ${mean}`
     : "This row has no [PAD], so its mask changes nothing";
 }
 
@@ -206,11 +143,11 @@ function drawChosen() {
     : runName(data.runs[runOf(at.state, at.masked)]);
   element("map-title").textContent = `${name}, ${run}`;
   element("map").setAttribute("aria-label", `${name}: attention of ${S} queries, down, to ${S} keys, across`);
-  element("hover").textContent = "Point at a cell for its numbers, click for all of its query";
+  element("hover").textContent = "Point at a cell to see its numbers, click to choose its query";
   paint(element("map"), shown(at.layer, at.head));
 }
 
-// The labels of the large map, and over its padded keys the hatching.
+// The labels of the large map, and the hatching over its padded keys.
 function drawAxes() {
   const cell = Math.max(12, Math.min(26, Math.floor(460 / S)));
   document.documentElement.style.setProperty("--cell", `${cell}px`);
@@ -242,7 +179,7 @@ function drawLines() {
   const colour = weight => `var(--${!differing() ? "high" : weight < 0 ? "minus" : "plus"})`;
   const lines = Array.from(weights, (weight, i) => makeSvg("line", {
     x1: 125, y1: y(at.query), x2: 245, y2: y(i), "stroke-width": 2, style: `stroke: ${colour(weight)}`,
-    "stroke-opacity": strength(weight).toFixed(3), "data-weight": weight,
+    "stroke-opacity": strength(weight, full).toFixed(3), "data-weight": weight,
   }));
   const queries = data.tokens[at.row].map((_, i) => text(i, 118, "query", "end"));
   queries.forEach((label, query) => label.addEventListener("click", () => move({ query })));
@@ -259,11 +196,12 @@ function drawNumbers() {
   const ofQuery = values => values.subarray(at.query * S, (at.query + 1) * S);
   const [now, other] = [at.masked, !at.masked].map(masked => runOf(differing() ? states[1] : at.state, masked));
   const chosen = run => ofQuery(probs(run, at.row, at.layer, at.head));
-  const number = p => p === 0 ? "0" : p.toFixed(4);  // exactly 0, not nearly
+  const number = p => p === 0 ? "0" : p.toFixed(4);  // "0" means exactly 0
   element("numbers-title").textContent = `What query ${at.query}, ${token(at.query)}, computes for each key`;
   const isEdited = edited(now, at.layer);
   element("numbers-note").textContent = differing() ? "Probabilities" : isEdited
-    ? "The change acts between score and probability: this is no softmax" : "softmax(score + mask) = probability";
+    ? "The change is between score and probability: this is not the softmax of the scores"
+    : "softmax(score + mask) = probability";
   let header, rows;
   if (differing()) {
     const before = chosen(runOf(states[0], at.masked)), after = chosen(now);
@@ -288,7 +226,7 @@ function drawNumbers() {
 
 function drawPredictions() {
   const columns = data.runs.map(run => run.predictions[at.row]);
-  element("said").hidden = !columns[0].length;
+  element("predicted").hidden = !columns[0].length;
   fillTable(element("predictions"), ["", ...data.runs.map(runName)],
     columns[0].map(([name], i) => [name, ...columns.map(column => column[i][1])]));
   for (const { cells } of element("predictions").rows)
@@ -296,9 +234,9 @@ function drawPredictions() {
       "now", run.masked === at.masked && (differing() || run.state === at.state)));
 }
 
-// ---- Moving about
+// ---- Controls
 
-// Go elsewhere, and draw what changes.
+// Change what is shown, and draw the parts that change with it.
 function move(to) {
   const everything = ["row", "masked", "state"].some(name => name in to);
   Object.assign(at, to);
@@ -308,7 +246,7 @@ function move(to) {
   }
   if (everything) {
     readScale();
-    readColours();
+    drawLegend();
     drawGrid();
     drawPredictions();
   }
@@ -371,12 +309,7 @@ element("plot").addEventListener("mousemove", event => {
 });
 element("plot").addEventListener("click", event => move({ query: cellAt(event)[0] }));
 
-// Paper is light, whatever the screen.
-const repaint = () => move({ masked: at.masked });
-const printing = on => { document.documentElement.classList.toggle("print", on); repaint(); };
-addEventListener("beforeprint", () => printing(true));
-addEventListener("afterprint", () => printing(false));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+onNewColours(() => move({ masked: at.masked }));
 
 element("row").append(
   ...data.tokens.map((row, i) => make("option", `${i} ${row.slice(1, 8).join(" ")}`, { value: i })));
