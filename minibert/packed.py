@@ -1,12 +1,11 @@
 """The fast path: the same model without padding.
 
-Tokens meet each other only in attention. Everything else (the embeddings, linear layers, LayerNorm, GELU, the heads)
-looks at one token at a time, whatever its row. So the real tokens of a batch are packed into one flat (T, D), row after
-row, and only attention needs to know the rows. The rows are sorted by length. Then rows of equal length are a plain
-view (rows, length, D) of the flat tensor without a padded slot in it, and attention needs no mask. A hole in a mask is
-a token that is not there; each real token keeps its own position. A head that reads only [CLS] runs the last layer for
-that token alone. On x86 CPUs `kernels.py` prepares the linear layers; then a text gets the same bits alone and in any
-batch.
+Only attention lets tokens read each other. Everything else (the embeddings, linear layers, LayerNorm, GELU, the heads)
+computes each token by itself. So the real tokens of a batch are packed into one flat (T, D), row after row, and only
+attention needs to know the rows. The rows are sorted by length. Then rows of equal length are a plain view
+(rows, length, D) of the flat tensor. This view has no padded slot, so attention needs no mask. A hole in a mask is left
+out in the same way; each real token keeps its own position. If the head reads only [CLS], the last layer runs for that
+token alone. On x86 CPUs `kernels.py` prepares the linear layers. A text then gets the same bits alone and in any batch.
 
 Shapes: B batch, S tokens, T real tokens of the batch, D dim, H heads, E = D / H, C choices.
 Source of the flat layout: Zeng et al. 2022, "Boosting Distributed Training Performance of the Unpadded BERT Model".
@@ -48,7 +47,7 @@ from .trial import choose_linear, find_difference
 
 CLS_HEADS = (DistilBertForSequenceClassification, DistilBertForMultipleChoice)  # they read the first token alone
 TOKEN_HEADS = (DistilBertForMaskedLM, DistilBertForTokenClassification)
-FFN_ROWS = 1024  # at a time on a CPU: the memory of a wider tensor than (1024, 4 D) would be new at each call
+FFN_ROWS = 1024  # tokens at a time on a CPU: a tensor larger than (1024, 4 D) would get new memory at each call
 
 
 def pack(model: PreTrainedModel, *, int8: bool = False, batch_invariant: bool = False) -> "PackedModel":
@@ -59,8 +58,8 @@ def pack(model: PreTrainedModel, *, int8: bool = False, batch_invariant: bool = 
 
     Args:
         model: `DistilBertModel` or one of the five heads, in eval mode, on any device, of any floating-point dtype.
-        int8: quantize the encoder's linear layers to int8: faster, and less exact; see `kernels.Int8Linear`.
-        batch_invariant: insist on `PackedModel.batch_invariant`.
+        int8: quantize the encoder's linear layers to int8. This is faster and less exact; see `kernels.Int8Linear`.
+        batch_invariant: raise an error where `PackedModel.batch_invariant` is False.
 
     Raises:
         ValueError: another class of model; a model in training mode, with hooks, or with a part that is not the one
@@ -103,10 +102,10 @@ def find_changed_part(model: PreTrainedModel) -> str | None:
 
 
 class PackedModel:
-    """A model without padding; see `pack`, which a pickle or a deep copy goes through again where it is loaded."""
+    """A model without padding. Call `pack` to make one. Loading a pickle or a deep copy calls `pack` again."""
 
     def __init__(self, model: PreTrainedModel, int8: bool, batch_invariant: bool) -> None:
-        self.plain = kernels.copy_structure(model)  # what a pickle holds
+        self.plain = kernels.copy_structure(model)  # for pickles
         self.model = kernels.copy_structure(model)
         self.repack = partial(pack, int8=int8, batch_invariant=batch_invariant)
         self.config, self.device, self.dtype = model.config, model.device, model.dtype
@@ -129,7 +128,7 @@ class PackedModel:
 
     @cached_property
     def difference(self) -> str | None:
-        """What makes a text's bits depend on its batch, in words; None where nothing does."""
+        """The reason, in words, why a text's bits depend on its batch; None if they do not."""
         if not kernels.is_cpu_float32(self.plain):
             return f"there is no such kernel for {self.dtype} on {self.device}"
         return find_difference(self.model, self.config.n_heads, self.config.dim, self.config.hidden_dim)
@@ -149,15 +148,16 @@ class PackedModel:
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Any:  # as for any module
-        """Run the model, without recording gradients. Arguments are the model's own, but for those that are refused.
+        """Run the model without recording gradients. It takes the model's arguments, except those that are refused.
 
         Returns:
-            The dataclass that the model returns. Padded slots hold 0; in start_logits and end_logits the dtype's
-            minimum, so that no argmax can choose them.
+            The output that the model returns. Padded slots hold 0. In start_logits and end_logits they hold the
+            dtype's minimum, so that argmax never chooses them.
 
         Raises:
-            ValueError: see `model.check_inputs`; labels, positions of answers, `output_attentions`; embeddings that
-                require a gradient; a 4-D mask; a row that begins with padding, if the head reads [CLS]; lists.
+            ValueError: see `model.check_inputs`. Also refused: labels, positions of answers and `output_attentions`;
+                embeddings that require a gradient; a 4-D mask; lists; and, if the head reads [CLS], a row that begins
+                with padding.
         """
         if isinstance(input_ids, list | tuple):
             raise ValueError("input_ids must be a (B, S) tensor, got a list: for rows without padding use .rows(lists)")
@@ -187,20 +187,20 @@ class PackedModel:
 
     @torch.no_grad()
     def rows(self, rows: Sequence[Sequence[int]], at: Sequence[Sequence[int]] | None = None) -> list[Any]:
-        """Run rows of different lengths as they are: nothing is padded, and nothing is cut off again.
+        """Run rows of different lengths as they are, without padding.
 
         Args:
             rows: the ids of each row, as a tokenizer gives them without padding. For multiple choice a row is a choice.
-            at: for each row, the positions of the tokens whose results are wanted, if the model gives one for each
-                token; None for all. A masked LM gives V numbers for each token, so ask for those at [MASK].
+            at: for each row, the positions of the tokens to return, for a model that returns a value for each token;
+                None for all. A masked LM returns V numbers for each token, so pass the positions of [MASK].
 
         Returns:
-            For each row the dataclass that the model returns, without the axis of the batch: logits are (L,), for a
-            token head (S, L), hidden states (S, D), with the row's own S; for multiple choice (1,).
+            For each row the output that the model returns, without the batch axis: logits are (L,), for a token head
+            (S, L), for multiple choice (1,); hidden states are (S, D). S is the length of the row.
 
         Raises:
-            ValueError: no rows, an empty row, one that is longer than the position table, or ids out of range; `at` for
-                a head that reads [CLS], or a position beyond its row.
+            ValueError: no rows; an empty row, or one longer than the position table; ids out of range; `at` for a head
+                that reads [CLS], or a position outside its row.
         """
         limit = self.config.max_position_embeddings
         lengths = [len(row) for row in rows]
@@ -221,7 +221,7 @@ class PackedModel:
         return [self._output(row) for row in result]
 
     def _choose(self, at: Sequence[Sequence[int]], lengths: list[int], order: list[int]) -> Tensor:
-        """Return where the tokens at these positions of each row lie in the flat batch."""
+        """Return the indices in the flat batch of the tokens at these positions of each row."""
         if isinstance(self.model, CLS_HEADS):
             raise ValueError(f"{type(self.model).__name__} gives one result for each row: leave out at=")
         if len(at) != len(lengths) or any(not 0 <= i < n for own, n in zip(at, lengths, strict=True) for i in own):
@@ -240,11 +240,11 @@ class PackedModel:
         output_hidden_states: bool,
         chosen: Tensor | None = None,
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        """Run packed tokens, ids (T,) or embeddings (T, D); a head that has a result for each token, on `chosen` alone.
+        """Run packed tokens, ids (T,) or embeddings (T, D). A head with a result for each token runs on `chosen` alone.
 
         Returns:
-            What the head gives, or the last hidden states: (T, …) in the layout's order, or if the head reads [CLS],
-            (B, L) in the batch's order; and the hidden states, (T, D) each, if asked for.
+            The output of the head, or the last hidden states: (T, …) in the layout's order; if the head reads [CLS],
+            (B, L) in the batch's order. Then the hidden states, (T, D) each, if `output_hidden_states`.
         """
         model, shared = self.model, self.encoder.embeddings.word_embeddings.weight
         if (shared.dtype, shared.device) != (self.dtype, self.device):
@@ -265,7 +265,7 @@ class PackedModel:
             return model.head(x) if isinstance(model, TOKEN_HEADS) else x, states
 
     def _encode(self, layout: "Layout", tokens: Tensor, position_ids: Tensor, first_only: bool) -> Iterator[Tensor]:
-        """Give the embeddings and each layer's result, (T, D); with `first_only` the last layer's is (B, D)."""
+        """Yield the embeddings and the result of each layer, (T, D); with `first_only` the last one is (B, D)."""
         ids, embeds = (tokens[None], None) if tokens.ndim == 1 else (None, tokens[None])  # (1, T) or (1, T, D)
         yield (x := self.encoder.embeddings(ids, embeds, position_ids[None])[0])
         blocks = cast(Sequence[TransformerBlock], self.encoder.transformer.layer)
@@ -289,7 +289,7 @@ def find_real(tokens: Tensor, attention_mask: Tensor | None, needs_first: bool) 
     """Return the (B, S) bools of the real tokens.
 
     Raises:
-        ValueError: a mask that is not one of tokens; padding in a row's first slot where a head needs it.
+        ValueError: a 4-D mask; padding in the first slot of a row, if `needs_first`.
     """
     if attention_mask is None:
         return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
@@ -303,7 +303,7 @@ def find_real(tokens: Tensor, attention_mask: Tensor | None, needs_first: bool) 
 
 
 class Layout:
-    """How rows of different lengths lie in one flat tensor: sorted by length, rows of equal length in their order.
+    """The order of rows of different lengths in one flat tensor: sorted by length; equal lengths keep their order.
 
     Args:
         lengths: (B,), at least 1 each.
@@ -317,7 +317,7 @@ class Layout:
 
 
 class Slots:
-    """Which slots of a padded batch hold the tokens of the flat one.
+    """The slots of a padded batch that hold the tokens of the flat one.
 
     Args:
         real: (B, S) bools, True = a real token.

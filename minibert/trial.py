@@ -1,10 +1,10 @@
-"""Does a text get the same bits alone and in any batch on this machine? Each kernel is tried out.
+"""Does a text get the same bits alone and in any batch on this machine? A trial of each kernel answers.
 
-Every result is kept: a process tries each kind of kernel and each shape of layer once.
+A process tries each kind of kernel with each shape of layer once, and keeps the answer.
 
-Measured with torch 2.13: MKL's products pass on Intel CPUs with AVX-512. They fail on AMD CPUs, where MKL uses AVX2: 1
-to 3 rows add up in another order than more rows, and other addresses change bits too. oneDNN's products pass on AVX2
-and on AVX-512.
+Measured with torch 2.13: MKL's products pass on Intel CPUs with AVX-512. They fail on AMD CPUs, where MKL uses AVX2:
+there 1 to 3 rows add up in another order than more rows, and the address of a buffer changes bits too. oneDNN's
+products pass on AVX2 and on AVX-512.
 """
 
 import math
@@ -29,7 +29,7 @@ from .kernels import (
 from .pretrained import PreTrainedModel
 
 TRIAL_THREADS = [1, 2]
-TRIAL_ROWS = (1, 1, 2, 2, 3, 3, *range(4, 18), 33, 64, 66, 66)  # run in turn with 1 and with 2 threads
+TRIAL_ROWS = (1, 1, 2, 2, 3, 3, *range(4, 18), 33, 64, 66, 66)  # in turn with 1 and with 2 threads
 TRIAL_LENGTHS = (1, 2, 3, 4, 5, 7, 9, 16, 17, 31, 33, 65)
 TRIAL_OFFSETS = (0, 4, 8, 1)  # float32 numbers beyond an address that is a multiple of 64 bytes, as torch allocates
 
@@ -44,9 +44,9 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def choose_linear(model: PreTrainedModel) -> type[PreparedLinear] | None:
-    """Return the first kind of prepared linear layer that passes the trial, else the last; None: there is none.
+    """Return the first kind of prepared linear layer that passes the trial; else the last one; None if there is none.
 
-    The choice depends on the machine, on torch and on the layers' shapes, and never on time: two processes give the
+    The choice depends on the machine, on torch and on the shapes of the layers, never on time. So two processes give the
     same bits.
     """
     kinds: tuple[type[PreparedLinear], ...] = (MklLinear, OneDnnLinear)
@@ -59,7 +59,7 @@ def choose_linear(model: PreTrainedModel) -> type[PreparedLinear] | None:
 
 
 def find_difference(model: nn.Module, n_heads: int, dim: int, hidden_dim: int) -> str | None:
-    """Return what makes a row's bits depend on its batch on this machine, in words; None if a trial finds nothing."""
+    """Return the reason, in words, why a row's bits depend on its batch on this machine; None if a trial finds none."""
     plain = next((name for name, part in model.named_modules() if isinstance(part, nn.Linear)), None)
     if plain is not None:
         return f"{plain} runs on F.linear, which adds up in another order for another number of rows"
