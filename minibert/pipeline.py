@@ -9,9 +9,9 @@ limit on tokens, not on texts, sets the size of a batch. The model is packed, so
 length gains nothing. Where `model.batch_invariant` is True, a text's result has the same bits in every batch.
 A pipeline can be pickled with its weights and sent to another process. For a progress bar, wrap the texts.
 
-A forked process hangs if torch ran on several threads before the fork, here as in every program that uses torch. Start
-processes with `multiprocessing.get_context("spawn")`, or let each begin with `torch.set_num_threads(1)`, as the workers
-of a DataLoader do.
+Every program that uses torch on several threads and then forks has this problem: the child process hangs when it uses
+several threads too. Start processes with `multiprocessing.get_context("spawn")`, or let each child begin with
+`torch.set_num_threads(1)`, as the workers of a DataLoader do.
 
 Entities and answers of a long text are searched in several overlapping rows. The other tasks need the whole text in one
 row: they refuse a long text, or cut it with `truncation=True`, and the logger "minibert" reports each text that is cut.

@@ -46,7 +46,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 def choose_linear(model: PreTrainedModel) -> type[PreparedLinear] | None:
     """Return the first kind of prepared linear layer that passes the trial; else the last one; None if there is none.
 
-    The choice depends on the machine, on torch and on the shapes of the layers, never on time. So two processes give the
+    The choice depends on the machine, on torch and on the shapes of the layers, never on time: two processes give the
     same bits.
     """
     kinds: tuple[type[PreparedLinear], ...] = (MklLinear, OneDnnLinear)

@@ -193,7 +193,7 @@ def test_an_endless_line_is_refused(checkpoint, capsys, monkeypatch, tmp_path, c
     assert "has more than" not in run(capsys, *command, "--model", checkpoint, "--file", file)[2]
 
 
-@pytest.mark.parametrize("command", [["view", "-o"], ["embed", "--out"]])
+@pytest.mark.parametrize("command", [["view", "-o"], ["lab", "-o"], ["embed", "--out"]])
 def test_a_file_is_written_whole_or_not_at_all(checkpoint, capsys, tmp_path, command):
     target = tmp_path / "file.npy"
     arguments = [*command, target, "--model", checkpoint, "today is a nice day", "nice"]
@@ -216,6 +216,15 @@ def test_limits_are_checked_before_the_work(checkpoint, capsys):
         assert err == f"minibert: error: length must be at most 16, the number of the model's positions, got {length}\n"
 
 
+@pytest.mark.parametrize("command", ["walk", "trace", "padding", "view", "lab"])
+def test_a_sentence_that_is_too_long_is_named(checkpoint, capsys, tmp_path, command):
+    options = ["-o", tmp_path / "page.html"] if command in ("view", "lab") else []
+    arguments = [command, "--model", checkpoint, "a nice day", "nice " * 20, *options]
+    error = "minibert: error: sentence 2 has 22 tokens, but the model takes 16: shorten it\n"
+    assert run(capsys, *arguments) == (2, "", error)
+    assert command != "view" or run(capsys, *arguments, "--length", 16)[0] == 0
+
+
 def test_what_names_nothing_is_an_error(checkpoint, capsys, monkeypatch):
     for command in ("walk", "trace", "padding", "view"):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
@@ -228,7 +237,7 @@ def test_what_names_nothing_is_an_error(checkpoint, capsys, monkeypatch):
         assert err.startswith("minibert: error: '': no such folder")
 
 
-@pytest.mark.parametrize("command", [["view", "-o"], ["embed", "--out"]])
+@pytest.mark.parametrize("command", [["view", "-o"], ["lab", "-o"], ["embed", "--out"]])
 def test_where_a_file_goes_is_checked_before_the_work(capsys, tmp_path, command):
     (tmp_path / "folder.npy").mkdir()
     for target in (tmp_path / "folder.npy", tmp_path / "none" / "file.npy"):
@@ -237,13 +246,14 @@ def test_where_a_file_goes_is_checked_before_the_work(capsys, tmp_path, command)
         assert f"{target}: give the name of a file, in a folder that exists" in err
 
 
-def test_a_link_stays_a_link_and_a_pipe_is_written_into(tmp_path):
+def test_a_link_stays_a_link_permissions_stay_and_a_pipe_is_written_into(tmp_path):
     target, link, pipe = tmp_path / "target", tmp_path / "link", tmp_path / "pipe"
     target.write_bytes(b"old")
+    target.chmod(0o600)
     link.symlink_to(target)
     write_file(link, b"new")
     assert link.is_symlink()
-    assert target.read_bytes() == b"new"
+    assert (target.read_bytes(), target.stat().st_mode & 0o777) == (b"new", 0o600)
     os.mkfifo(pipe)
     writer = threading.Thread(target=write_file, args=(pipe, b"data"))
     writer.start()

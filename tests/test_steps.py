@@ -261,3 +261,36 @@ def test_names_come_in_the_models_order_each_once():
     assert names == ["embeddings.sum"] + [
         f"transformer.layer.{i}.attention.{name}" for i in range(2) for name in ("q_lin", "q", "probs")
     ]
+
+
+def test_captured_values_print_as_names_and_shapes():
+    each = model()
+    with capture(each, "*.probs") as steps:
+        each(**batch())
+    assert repr(steps).splitlines() == [
+        "2 captured values",
+        "step                                 shape         dtype",
+        "transformer.layer.0.attention.probs  (3, 4, 7, 7)  float32",
+        "transformer.layer.1.attention.probs  (3, 4, 7, 7)  float32",
+    ]
+    assert steps._repr_html_().count("<tr>") == 3
+    with capture(each, "*.0.*.probs", to=lambda probs: probs.sum().item() * 0) as steps:
+        each(**batch())
+    assert repr(steps).split()[-2:] == ["transformer.layer.0.attention.probs", "0"]
+
+
+def test_a_capture_shown_by_itself_says_what_it_is():
+    shown = repr(capture(model(), "*.probs"))
+    assert shown.startswith("a capture of 2 values of DistilBertModel, from transformer.layer.0.attention.probs to ")
+    assert "with capture(model, …) as steps:" in shown
+
+
+def test_a_capture_may_be_used_again():
+    each = model()
+    probs = capture(each, PROBS.format(0))
+    with probs as first:
+        each(**batch(shape=(3, 7)))
+    with probs as second:
+        each(**batch(shape=(2, 5)))
+    assert [steps[PROBS.format(0)].shape for steps in (first, second)] == [(3, 4, 7, 7), (2, 4, 5, 5)]
+    assert not any(module._forward_hooks for module in each.modules())

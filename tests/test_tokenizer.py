@@ -227,12 +227,29 @@ def test_pairs():
     assert SMALL(["a", "b"], ["", "c"]).input_ids == [[2, 5, 3, 3], [2, 6, 3, 7, 3]]
     assert SMALL("a", "").input_ids == [2, 5, 3, 3]
     assert SMALL("a", "b c", add_special_tokens=False).input_ids == [5, 6, 7]
+    assert SMALL([("a", "b c"), ["b", "c"], "d"]).input_ids == [[2, 5, 3, 6, 7, 3], [2, 6, 3, 7, 3], [2, 8, 3]]
+    words = [(["a"], ["b", "c"]), ["d", "e"]]
+    assert SMALL(words, is_split_into_words=True).input_ids == [[2, 5, 3, 6, 7, 3], [2, 8, 9, 3]]
+
+
+def test_token_type_ids_and_the_mask_can_be_chosen():
+    batch = SMALL(["a", "b"], ["b c", "a"], return_token_type_ids=True, return_attention_mask=False, padding=True)
+    assert batch == {
+        "input_ids": [[2, 5, 3, 6, 7, 3], [2, 6, 3, 5, 3, 0]],
+        "token_type_ids": [[0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 0]],
+    }
+    left = SMALL("a", padding="max_length", max_length=5, padding_side="left", return_token_type_ids=True)
+    assert left.token_type_ids == [0] * 5
+    bare = SMALL("a b", "c", add_special_tokens=False, return_token_type_ids=True)
+    assert bare.token_type_ids == [0, 0, 1]
 
 
 def test_encode_and_tokenize():
     assert SMALL.encode("a b") == [2, 5, 6, 3]
     assert SMALL.encode("a b", "c d", truncation="only_first", max_length=6) == [2, 5, 3, 7, 8, 3]
     assert SMALL.encode("a b", add_special_tokens=False) == [5, 6]
+    assert SMALL.encode("a b", return_tensors="pt").tolist() == [[2, 5, 6, 3]]
+    assert SMALL.encode("a b", padding="max_length", max_length=5) == [2, 5, 6, 3, 0]
     assert SMALL.tokenize("a x", "b", add_special_tokens=True) == ["[CLS]", "a", "[UNK]", "[SEP]", "b", "[SEP]"]
 
 
@@ -288,6 +305,8 @@ def test_truncation_of_a_pair(strategy, max_length, first, second):
 
 def test_truncation_of_a_text():
     assert SMALL("a b c d", truncation=True, max_length=5).input_ids == [2, 5, 6, 7, 3]
+    assert SMALL("a b c d", max_length=5).input_ids == [2, 5, 6, 7, 3]
+    assert SMALL("a", padding="max_length", truncation="do_not_truncate", max_length=4).input_ids == [2, 5, 3, 0]
     assert SMALL("a b c d", truncation="only_first", max_length=3).input_ids == [2, 5, 3]
     assert SMALL("a b c d", truncation=True, max_length=2).input_ids == [2, 3]
     assert SMALL("a b c d", truncation=True, max_length=2, add_special_tokens=False).input_ids == [5, 6]
@@ -364,6 +383,34 @@ def test_offsets_are_indices_into_the_text():
     ]
     assert UNCASED.tokenize(text)[2:4] == ["##ization", ","]
     assert batch.word_ids() == [None, 0, 1, 1, 2, 3, 3, 3, 3, 3, 3, 4, None]
+
+
+def test_tokens_and_characters_of_a_batch():
+    batch = UNCASED([("Naïve tokenization", "a day"), ("the", "")], padding=True)
+    assert batch.tokens()[:5] == ["[CLS]", "naive", "token", "##ization", "[SEP]"]
+    assert batch.tokens(1) == ["[CLS]", "the", "[SEP]", "[SEP]", "[PAD]", "[PAD]", "[PAD]", "[PAD]"]
+    assert UNCASED("the", return_tensors="pt").tokens() == UNCASED("the").tokens() == ["[CLS]", "the", "[SEP]"]
+    assert [batch.char_to_token(i) for i in (0, 4, 5, 6, 10, 11, 17, 18)] == [1, 1, None, 2, 2, 3, 3, None]
+    assert batch.char_to_token(0, 2, sequence_index=1) == batch.char_to_token(2, sequence_index=1) == 6
+    assert batch.char_to_token(1, 2) == 1
+    assert [batch.token_to_chars(i) for i in range(5)] == [None, (0, 5), (6, 11), (11, 18), None]
+    assert batch.token_to_chars(0, 6) == (2, 5)
+    window = UNCASED("the day is nice", truncation=True, max_length=4, return_overflowing_tokens=True)
+    assert [window.char_to_token(0, 4), window.char_to_token(0, 8), window.char_to_token(1, 8)] == [2, None, 1]
+
+
+def test_a_pickled_batch_keeps_its_offsets_but_not_the_vocabulary():
+    batch = UNCASED("the day", return_offsets_mapping=True)
+    copied = pickle.loads(pickle.dumps(batch))
+    assert copied.char_to_token(4) == 2
+    assert len(pickle.dumps(batch)) < 1000
+    copied = pickle.loads(pickle.dumps(UNCASED("the day")))
+    with pytest.raises(ValueError, match="tokenize with return_offsets_mapping=True; for tokens, use"):
+        copied.char_to_token(4)
+    with pytest.raises(ValueError, match=r"use tokenizer\.convert_ids_to_tokens"):
+        copied.tokens()
+    with pytest.raises(ValueError, match="this batch has no texts"):
+        UNCASED.pad(UNCASED("the day")).word_ids()
 
 
 def test_offsets_skip_what_is_dropped_and_cover_what_is_between():
@@ -470,6 +517,7 @@ def test_decoding():
     assert UNCASED.decode(VOCAB["##ing"]) == "##ing"
     assert UNCASED.decode(torch.tensor(VOCAB["the"])) == "the"
     assert UNCASED.decode([]) == ""
+    assert UNCASED.convert_tokens_to_string(["token", "##ization", "."]) == "tokenization."
     assert DistilBertTokenizer(VOCAB, clean_up_tokenization_spaces=True).decode(ids[7:12]) == "we don't do"
 
 
@@ -503,15 +551,18 @@ def test_ids_and_tokens():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"padding": "max"}, "padding must be one of False, True, 'longest', 'max_length', not 'max'"),
-        ({"truncation": "first"}, "truncation must be one of False, True, 'longest_first', .*, not 'first'"),
+        ({"padding": "max"}, "padding must be one of False, True, 'longest', 'max_length', 'do_not_pad', not 'max'"),
+        ({"truncation": "first"}, "truncation must be one of None, False, True, 'longest_first', .*, not 'first'"),
         ({"return_tensors": "tf"}, "return_tensors must be one of None, 'pt', 'np', not 'tf'"),
         ({"padding_side": "up"}, "padding_side must be one of 'right', 'left', not 'up'"),
         ({"max_length": -1}, "max_length must be an integer, at least 0, not -1"),
         ({"max_length": "5"}, "max_length must be an integer, at least 0, not '5'"),
         ({"stride": 1.5}, "stride must be an integer, at least 0, not 1.5"),
         ({"pad_to_multiple_of": 0}, "pad_to_multiple_of must be an integer, at least 1, not 0"),
-        ({"max_length": 5}, "max_length=5 alone does nothing: pass truncation=True or padding='max_length'"),
+        (
+            {"max_length": 5, "truncation": False},
+            "max_length=5 alone does nothing: pass truncation=True or padding='max_length'",
+        ),
         ({"max_length": 5, "padding": True}, "max_length=5 alone does nothing"),
         ({"max_length": 1, "truncation": True}, "max_length=1 has no room for the 2 special tokens"),
         ({"max_length": 2, "truncation": True, "text_pair": "b"}, "max_length=2 has no room for the 3 special tokens"),
@@ -546,7 +597,9 @@ def test_without_a_padding_token_there_is_no_padding():
         ((None,), "text is NoneType, not str"),
         ((b"a",), "text is bytes, not str"),
         ((["a", None],), r"text\[1\] is NoneType, not str"),
-        ((["a", ["b"]],), r"text\[1\] is list, not str"),
+        ((["a", ["b"]],), r"text\[1\] is a list of 1, neither a text nor a pair of texts"),
+        ((["a", ("b", None)],), r"text\[1\]\[1\] is NoneType, not str"),
+        (([["a", "b"]], [["a", "b"]]), r"text\[0\] is list, not str"),
         ((iter("ab"),), "text is str_(ascii_)?iterator, not str"),
         (("a", ["b"]), "text_pair is list, not str"),
         ((["a"], [3]), r"text_pair\[0\] is int, not str"),
@@ -639,9 +692,9 @@ def test_settings_come_from_tokenizer_config(tmp_path):
         },
     )
     assert repr(DistilBertTokenizer.from_pretrained(str(folder))) == (
-        "DistilBertTokenizer(do_lower_case=False, strip_accents=True, tokenize_chinese_chars=False, "
-        "model_max_length=128, unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]', pad_token='[PAD]', "
-        "mask_token='<m>', padding_side='left', truncation_side='left', clean_up_tokenization_spaces=True)"
+        "DistilBertTokenizer(unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]', pad_token='[PAD]', "
+        "mask_token='<m>', clean_up_tokenization_spaces=True, do_lower_case=False, strip_accents=True, "
+        "tokenize_chinese_chars=False, model_max_length=128, padding_side='left', truncation_side='left')"
     )
 
 

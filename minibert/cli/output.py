@@ -53,7 +53,7 @@ def check_output_file(path: Path) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; a device or a pipe, such as /dev/stdout, is written directly.
+    """Write a file whole or not at all, with the permissions it had; a device or a pipe is written directly.
 
     Raises:
         OSError: it cannot be written; a file that was there before is unchanged.
@@ -62,6 +62,9 @@ def write_file(path: Path, data: bytes) -> None:
         if path.exists() and not path.is_file():
             path.write_bytes(data)
         else:
+            mode = path.stat().st_mode if path.exists() else None
             write_atomically(Path(os.path.realpath(path)), data)  # a link stays a link
+            if mode is not None:
+                path.chmod(mode)
     except OSError as error:
         raise OSError(f"{path}: cannot be written ({error.strerror})") from None

@@ -3,6 +3,7 @@
 import argparse
 import json
 import webbrowser
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import fill, indent
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from .. import DEMO
-from ..checkpoint import CheckpointFiles, write_atomically
+from ..checkpoint import CheckpointFiles
 from ..heads import DistilBertForSequenceClassification
 from ..study.compare import compare_checkpoint
 from ..study.exercises import EXERCISES, grade, initial, start
@@ -38,18 +39,29 @@ PUBLISHED = {
 }
 
 
-def load(options: argparse.Namespace) -> tuple[Any, DistilBertTokenizer]:
-    """Load the model that the options name, with the head that it has, and its tokenizer."""
+def load(
+    options: argparse.Namespace,
+    texts: Sequence[str],
+    load_model: Callable[[CheckpointFiles], Any] = load_checkpoint,
+) -> tuple[Any, DistilBertTokenizer]:
+    """Load the model that the options name, by default with the head that it has, and its tokenizer.
+
+    Raises:
+        ValueError: a text has more tokens than the model takes.
+    """
     files = CheckpointFiles(options.model, revision=options.revision)
-    return load_checkpoint(files), DistilBertTokenizer.from_files(files)
+    model, tokenizer = load_model(files), DistilBertTokenizer.from_files(files)
+    positions = model.config.max_position_embeddings
+    for number, text in enumerate(texts, 1):
+        if (length := len(tokenizer.encode(text))) > positions:
+            raise ValueError(f"sentence {number} has {length} tokens, but the model takes {positions}: shorten it")
+    return model, tokenizer
 
 
 def run_walk(options: argparse.Namespace) -> int:
     """Print the walk; for the official checkpoint also hold its logits against the published ones."""
     texts = sentences(options)
-    files = CheckpointFiles(options.model, revision=options.revision)
-    model = DistilBertForSequenceClassification.from_files(files)
-    tokenizer = DistilBertTokenizer.from_files(files)
+    model, tokenizer = load(options, texts, DistilBertForSequenceClassification.from_files)
     result = walk(model, tokenizer, texts)
     name = Path(options.model).name
     published = None if options.texts else PUBLISHED.get(name)
@@ -76,8 +88,9 @@ def run_walk(options: argparse.Namespace) -> int:
 
 def run_trace(options: argparse.Namespace) -> int:
     """Print the trace."""
-    model, tokenizer = load(options)
-    inputs = tokenizer(sentences(options), padding=True, return_tensors="pt")
+    texts = sentences(options)
+    model, tokenizer = load(options, texts)
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
     tokens = [tokenizer.convert_ids_to_tokens(row) for row in inputs.input_ids.tolist()]
     show(options, {"trace": trace(model, inputs, tokens, options.layer, options.head, options.row, options.query)})
     return 0
@@ -87,7 +100,7 @@ def run_view(options: argparse.Namespace) -> int:
     """Write the page, and say how large it is."""
     check_output_file(options.out)
     texts = sentences(options)
-    model, tokenizer = load(options)
+    model, tokenizer = load(options, [] if options.length else texts)  # --length cuts longer texts
     choice = {"length": options.length, "layers": options.layers, "heads": options.heads}
     page = attention_page(model, tokenizer, texts, title=f"Attention: {Path(options.model).name}", **choice)
     data = page.encode()
@@ -99,14 +112,12 @@ def run_view(options: argparse.Namespace) -> int:
 
 def run_lab(options: argparse.Namespace) -> int:
     """Write the laboratory, and say where it is."""
+    check_output_file(options.out)
     texts = sentences(options)
-    files = CheckpointFiles(options.model, revision=options.revision)
-    model = DistilBertForSequenceClassification.from_files(files)
-    page = attention_lab(
-        model, DistilBertTokenizer.from_files(files), texts, title=f"Attention laboratory: {Path(options.model).name}"
-    )
+    model, tokenizer = load(options, texts, DistilBertForSequenceClassification.from_files)
+    page = attention_lab(model, tokenizer, texts, title=f"Attention laboratory: {Path(options.model).name}")
     data = page.encode()
-    write_atomically(options.out, data)
+    write_file(options.out, data)
     address = options.out.resolve().as_uri()
     print(json.dumps({"file": str(options.out), "bytes": len(data), "address": address}) if options.json else address)
     if options.open:
@@ -117,7 +128,7 @@ def run_lab(options: argparse.Namespace) -> int:
 def run_padding(options: argparse.Namespace) -> int:
     """Print what the sentences' padding takes, moves and costs."""
     texts = sentences(options)
-    model, tokenizer = load(options)
+    model, tokenizer = load(options, texts)
     inputs = tokenizer(texts, padding=True, return_tensors="pt")
     lengths = inputs.attention_mask.sum(1).tolist()
     positions = model.config.max_position_embeddings
@@ -168,7 +179,7 @@ def run_exercise(options: argparse.Namespace) -> int:
     is_unchanged = not exercise.made and copy.read_text("utf-8") == initial(options.number)
     if options.predict is None or is_unchanged:
         verb = "Read" if exercise.made and exercise.first != "none" else "Change"
-        print(f"{verb} {copy}, and predict the first step that differs from the papers' formulas:")
+        say(f"{verb} {copy}, and predict the first step that differs from the papers' formulas:")
         print(f"    minibert exercise {options.number} --predict STEP")
         print("STEP is a name or its end, such as ffn.lin1 or layer.1.attention.q; or none.")
         if options.predict is not None:
@@ -177,9 +188,9 @@ def run_exercise(options: argparse.Namespace) -> int:
             print(f"\nAnswer: {exercise.first}\n{paragraph(exercise.answer)}")
         return 0 if options.predict is None else 1
     result = grade(options.folder, options.number, options.predict)
-    print(result)
+    say(str(result))
     if options.verbose:
-        print(f"\n{result.comparison}")
+        say(f"\n{result.comparison}")
     if result.ok or options.answer:
         print(f"\n{paragraph(exercise.answer)}")
     else:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 
 import torch
 from torch import Tensor
@@ -47,6 +48,7 @@ class Attribution(Report):
         explained: (B,) sum of the scores.
         to_explain: (B,) the sum that integrated gradients reach with many steps: the target's logit less that of the
             baseline; None for gradient x input, which has no such rule.
+        tokens: B lists of S strings, for printing; None prints numbers.
     """
 
     scores: Tensor
@@ -54,15 +56,37 @@ class Attribution(Report):
     logits: Tensor
     explained: Tensor
     to_explain: Tensor | None
+    tokens: Sequence[Sequence[str]] | None = None
 
     def parts(self) -> Iterator[str]:
-        """Return a row for each token of each text, by number."""
-        rows = [(row, i, x) for row, scores in enumerate(self.scores.tolist()) for i, x in enumerate(scores)]
+        """Return a row for each token of each text."""
+        rows = [
+            (row, i if self.tokens is None else self.tokens[row][i], x)
+            for row, scores in enumerate(self.scores.tolist())
+            for i, x in enumerate(scores)
+        ]
         yield table(("row", "token", "score"), rows)
+
+    def _repr_html_(self) -> str:
+        """Return each text with its tokens in colour: blue adds to the class, red takes from it."""
+        if self.tokens is None:
+            return super()._repr_html_()
+        largest = self.scores.abs().max().item() or 1.0
+        texts = []
+        for row, tokens in enumerate(self.tokens):
+            spans = []
+            for token, score in zip(tokens, self.scores[row].tolist(), strict=True):
+                colour = f"rgba({'50, 110, 230' if score > 0 else '230, 60, 50'}, {0.7 * abs(score) / largest:.2f})"
+                spans.append(f'<span title="{score:.3g}" style="background: {colour}">{escape(token)}</span>')
+            texts.append(f"<div>class {self.target[row].item()}: {' '.join(spans)}</div>")
+        return "".join(texts)
 
 
 def gradient_times_input(
-    model: DistilBertForSequenceClassification, batch: Mapping[str, Tensor], target: Tensor | None = None
+    model: DistilBertForSequenceClassification,
+    batch: Mapping[str, Tensor],
+    target: Tensor | None = None,
+    tokens: Sequence[Sequence[str]] | None = None,
 ) -> Attribution:
     """Multiply each word embedding by the gradient of the target's logit with respect to it.
 
@@ -70,13 +94,14 @@ def gradient_times_input(
         model: a classifier in eval mode.
         batch: input_ids and attention_mask (B, S).
         target: (B,) classes; None explains the predicted ones.
+        tokens: B lists of S strings, for printing and for coloured text in a notebook.
 
     Source: Shrikumar et al. 2016.
     """
     embeds = _word_embeddings(model, batch)
     logits, target = _predict(model, embeds, batch, target)
     scores = (_gradient(model, embeds, batch, target) * embeds).sum(-1)
-    return Attribution(scores, target, logits, scores.sum(-1), None)
+    return Attribution(scores, target, logits, scores.sum(-1), None, tokens)
 
 
 def integrated_gradients(
@@ -84,6 +109,7 @@ def integrated_gradients(
     batch: Mapping[str, Tensor],
     target: Tensor | None = None,
     steps: int = 32,
+    tokens: Sequence[Sequence[str]] | None = None,
 ) -> Attribution:
     """Integrate the gradient along the straight line from a baseline to the input; the baseline is all [PAD].
 
@@ -92,6 +118,7 @@ def integrated_gradients(
         batch: input_ids and attention_mask (B, S).
         target: (B,) classes; None explains the predicted ones.
         steps: points on the line (midpoint rule). They are enough when `explained` is near `to_explain`.
+        tokens: B lists of S strings, for printing and for coloured text in a notebook.
 
     Raises:
         ValueError: the model has no padding token; fewer than one step.
@@ -112,7 +139,7 @@ def integrated_gradients(
     scores = (torch.stack(gradients).mean(0) * (embeds - baseline)).sum(-1)
     start, _ = _predict(model, baseline, batch, target)
     gained = (logits - start).gather(1, target[:, None])[:, 0]
-    return Attribution(scores, target, logits, scores.sum(-1), gained)
+    return Attribution(scores, target, logits, scores.sum(-1), gained, tokens)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from ..pretrained import PreTrainedModel
 from ..tokenizer import DistilBertTokenizer
 from .models import choose
 from .page import encode
+from .plots import new_figure
 from .steps import capture
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ def attention_figure(
     """
     try:
         from matplotlib.colors import PowerNorm
-        from matplotlib.figure import Figure  # not pyplot: it has global state
     except ImportError as error:
         raise ImportError("attention_figure needs matplotlib: pip install 'minibert[plot]'") from error
     inputs = encode(model, tokenizer, texts, pairs, length)
@@ -65,7 +65,7 @@ def attention_figure(
     tokens = tokenizer.convert_ids_to_tokens(input_ids[row].tolist())
     ticks = range(len(tokens))
     side = 1.4 + 0.22 * len(tokens)  # inches
-    figure = Figure(figsize=(side * len(masks) + 0.6, side), layout="constrained")
+    figure = new_figure(side * len(masks) + 0.6, side)
     panels = figure.subplots(1, len(masks), squeeze=False)[0]
     for panel, mask in zip(panels, masks, strict=True):
         with capture(model, probs) as steps:

@@ -1,19 +1,23 @@
 """Change a part of the computation and see how the answer changes: ablation and activation patching."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..pretrained import PreTrainedModel
 from .models import attention_step, choose, layer_name
+from .plots import heatmap
 from .report import Report, table
 from .steps import capture, check_eval, edit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @contextmanager
@@ -66,6 +70,7 @@ class Patching(Report):
 
     Args:
         axes: the names of the axes of `patched`.
+        columns: the names of its columns, such as tokens.
         clean: the metric of the clean run.
         corrupt: the metric of the corrupt run.
         patched: the metric of the corrupt run with one clean value in it: (n_layers + 1, positions), hidden states
@@ -73,16 +78,27 @@ class Patching(Report):
     """
 
     axes: tuple[str, str]
+    columns: list[str]
     clean: float
     corrupt: float
     patched: Tensor
 
     def parts(self) -> Iterator[str]:
         """Return the share of the way from the corrupt to the clean metric that each place restores."""
-        restored = (self.patched - self.corrupt) / (self.clean - self.corrupt)
-        header = (self.axes[0], *(f"{self.axes[1]} {i}" for i in range(self.patched.shape[1])))
         yield f"clean {self.clean:.4f}, corrupt {self.corrupt:.4f}; restored by each place:"
-        yield table(header, ((layer, *(f"{x:.0%}" for x in row)) for layer, row in enumerate(restored.tolist())))
+        rows = ((layer, *(f"{x:.0%}" for x in row)) for layer, row in enumerate(self.restored.tolist()))
+        yield table((self.axes[0], *self.columns), rows)
+
+    @property
+    def restored(self) -> Tensor:
+        """Share of the way from the corrupt to the clean metric, in the shape of `patched`."""
+        return (self.patched - self.corrupt) / (self.clean - self.corrupt)
+
+    def plot(self) -> "Figure":
+        """Draw the shares; needs matplotlib."""
+        rows = [f"{self.axes[0]} {i}" for i in range(len(self.patched))]
+        largest = max(1.0, self.restored.abs().max().item())
+        return heatmap(self.restored, rows, self.columns, "Restored by one clean value", "share", (-largest, largest))
 
 
 @torch.no_grad()
@@ -92,6 +108,7 @@ def patch(
     corrupt: Mapping[str, Tensor],
     points: str,
     metric: Callable[[Any], Tensor],
+    tokens: Sequence[str] | None = None,
 ) -> Patching:
     """Run the corrupt batch with one value of the clean run in it, for each place in turn (activation patching).
 
@@ -103,6 +120,7 @@ def patch(
         points: "position": the hidden states after each layer, at one real token; "head": the output of one head, its
             context, at all real tokens.
         metric: from the model's output to a scalar, for instance `lambda output: output.logits[0, 1]`.
+        tokens: names for the positions, as many as the longest row has real tokens; None numbers them.
 
     Raises:
         ValueError: rows of different numbers of real tokens; other points; a metric that is the same in both runs.
@@ -130,6 +148,9 @@ def patch(
         names = [attention_step(model, layer, "context") for layer in layers]
         width = model.config.n_heads
 
+    if tokens is not None and (points != "position" or len(tokens) != width):
+        raise ValueError(f"tokens= names positions, {width} of them here; got {len(tokens)} with points={points!r}")
+
     with capture(model, *names) as source:
         clean_metric = metric(model(**clean)).item()
     corrupt_metric = metric(model(**corrupt)).item()
@@ -150,4 +171,5 @@ def patch(
 
     patched = torch.tensor([[patched_metric(name, index) for index in range(width)] for name in names])
     axes = ("layer", "head") if points == "head" else ("hidden state", "position")
-    return Patching(axes, clean_metric, corrupt_metric, patched)
+    columns = [f"{axes[1]} {i}" for i in range(width)] if tokens is None else list(tokens)
+    return Patching(axes, columns, clean_metric, corrupt_metric, patched)

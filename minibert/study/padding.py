@@ -8,6 +8,7 @@ which Apple's MPS lacks: move the model to the CPU there.
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,12 @@ from ..config import DistilBertConfig
 from ..model import DistilBertModel
 from ..tokenizer import DistilBertTokenizer
 from .models import DTYPES, Model, check_dtypes
+from .plots import curves, heatmap
 from .report import Report, dtype_name, layers_by_heads, table
 from .rows import attentions, read_batch, run, run_alone, tokenize
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BASE = DistilBertConfig()  # distilbert-base
 
@@ -45,6 +50,13 @@ class PadMass(Report):
         yield layers_by_heads(self.share, "mean", self.share.mean(dim=1))
         if not self.mask:
             yield f"evenly spread over all keys it would be {self.even:.2g}"
+
+    def plot(self) -> "Figure":
+        """Draw the shares by layer and head; needs matplotlib."""
+        layers, heads = (range(n) for n in self.share.shape)
+        title = f"Attention to padding {'with' if self.mask else 'without'} the mask"
+        names = [f"layer {i}" for i in layers], [f"head {i}" for i in heads]
+        return heatmap(self.share, *names, title, f"share (evenly spread: {self.even:.2g})", (0, 1))
 
 
 @torch.no_grad()
@@ -104,6 +116,12 @@ class PaddingDrift(Report):
             ],
         )
         yield "max: difference of one number; L2: distance of one token's vector; cosine: of one token's vectors"
+
+    def plot(self) -> "Figure":
+        """Draw the greatest difference of each text, stage by stage; needs matplotlib."""
+        title = f"Drift of each text from itself alone, {'with' if self.mask else 'without'} the mask"
+        lines = {f"text {row}": values for row, values in enumerate(self.max.T)}
+        return curves(self.stages, lines, title, "after", "greatest difference")
 
 
 @torch.no_grad()
@@ -186,6 +204,12 @@ class PrecisionLadder(Report):
         yield "eps: the spacing of the dtype's numbers at 1; the rest: greatest difference from each text alone"
         if {"bfloat16", "float16"} & {*self.dtypes}:
             yield "A 0 in half precision is not more exact: many kernels sum in float32, and round once at the end."
+
+    def plot(self) -> "Figure":
+        """Draw the greatest difference at the last stage over eps, on logarithmic axes; needs matplotlib."""
+        lines = {"without the mask": self.without_mask[:, -1], "with the mask": self.with_mask[:, -1], "eps": self.eps}
+        title = f"{self.stages[-1]}: a leak is the same in every precision, rounding is not"
+        return curves(self.eps.tolist(), lines, title, "eps of the dtype", "greatest difference", logarithmic=True)
 
 
 @torch.no_grad()

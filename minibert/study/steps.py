@@ -11,23 +11,86 @@ inner one acts later: a capture inside an edit sees the edited value, a capture 
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .report import Table, dtype_name, table
 
 Edit = Tensor | Callable[[Tensor], Tensor]
 Destination = str | torch.device | torch.dtype | Callable[[Tensor], Tensor]
 LIMIT = 8 * 2**30  # bytes a capture may hold unless told otherwise
 
 
-@contextmanager
-def capture(
-    model: nn.Module, *patterns: str, to: Destination | None = None, limit: int = LIMIT
-) -> Iterator[dict[str, Tensor]]:
+class Steps(dict[str, Any]):
+    """Captured values by name, in order of execution; printed are their names and shapes, not their numbers."""
+
+    def __repr__(self) -> str:
+        return f"{len(self)} captured values\n{self._table()}"
+
+    def _repr_html_(self) -> str:
+        return self._table().html()
+
+    def _table(self) -> Table:
+        rows = (
+            (name, tuple(value.shape), dtype_name(value.dtype)) if isinstance(value, Tensor) else (name, value, "")
+            for name, value in self.items()
+        )
+        return table(("step", "shape", "dtype"), rows)
+
+
+class Capture(AbstractContextManager[Steps]):
+    """What `capture` returns: the hooks are set where its `with` block begins, and taken away where it ends."""
+
+    def __init__(self, model: nn.Module, patterns: Sequence[str], to: Destination | None, limit: int) -> None:
+        self.model, self.to, self.limit = model, to, limit
+        self.names = matching_names(model, patterns or ("*",))
+        self.steps = Steps()
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> Steps:
+        self.steps = Steps()
+        with ExitStack() as hooks:
+            for name in self.names:
+                hook = partial(self._store, name)
+                hooks.enter_context(self.model.get_submodule(name).register_forward_hook(hook))
+            self._hooks = hooks.pop_all()
+        return self.steps
+
+    def __exit__(self, *exception: object) -> None:
+        self._hooks.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"a capture of {len(self.names)} values of {type(self.model).__name__}, from {self.names[0]} to "
+            f"{self.names[-1]}. Use it around a forward pass:\n"
+            f"    with capture(model, …) as steps:\n        model(**inputs)\n    steps[{self.names[0]!r}]"
+        )
+
+    def _store(self, name: str, module: nn.Module, inputs: object, output: object) -> None:
+        value = output[0] if isinstance(output, tuple) else output
+        if not isinstance(value, Tensor):
+            return  # a whole model returns a dataclass, whose parts have names of their own
+        steps = self.steps
+        steps.pop(name, None)  # so that the order is that of the last forward
+        steps[name] = value if self.to is None else _send(value, self.to)
+        if (held := sum(getattr(kept, "nbytes", 0) for kept in steps.values())) > self.limit:
+            steps.clear()
+            raise ValueError(
+                f"capture holds {held:,} bytes at {name}, more than limit={self.limit:,}: name fewer steps, reduce the "
+                f"values with to=, or raise limit="
+            )
+
+
+def capture(model: nn.Module, *patterns: str, to: Destination | None = None, limit: int = LIMIT) -> Capture:
     """Collect values while the model runs.
+
+        with capture(model, "*.attention.probs") as steps:
+            model(**inputs)
 
     Args:
         model: any model, with or without a head.
@@ -36,32 +99,14 @@ def capture(
             to a dtype, or apply a function such as `lambda probs: probs.mean(dim=1)`.
         limit: bytes that the collected values may take. Each value counts, also where it is a view of another.
 
-    Yields:
-        A dict from name to value, filled in order of execution; a second forward replaces the first one's values.
-        The tensors keep their graph unless the forward runs under `torch.no_grad`.
+    Returns:
+        A context manager. It gives a dict from name to value, filled in order of execution; a second forward replaces
+        the first one's values. The tensors keep their graph unless the forward runs under `torch.no_grad`.
 
     Raises:
         ValueError: a pattern that fits nothing; during the forward, more than `limit` bytes.
     """
-    steps: dict[str, Tensor] = {}
-
-    def store(name: str, module: nn.Module, inputs: object, output: object) -> None:
-        value = output[0] if isinstance(output, tuple) else output
-        if not isinstance(value, Tensor):
-            return  # a whole model returns a dataclass, whose parts have names of their own
-        steps.pop(name, None)  # so that the order is that of the last forward
-        steps[name] = value if to is None else _send(value, to)
-        if (held := sum(getattr(kept, "nbytes", 0) for kept in steps.values())) > limit:
-            steps.clear()
-            raise ValueError(
-                f"capture holds {held:,} bytes at {name}, more than limit={limit:,}: name fewer steps, reduce the "
-                f"values with to=, or raise limit="
-            )
-
-    with ExitStack() as hooks:
-        for name in matching_names(model, patterns or ("*",)):
-            hooks.enter_context(model.get_submodule(name).register_forward_hook(partial(store, name)))
-        yield steps
+    return Capture(model, patterns, to, limit)
 
 
 @contextmanager

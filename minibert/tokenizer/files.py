@@ -18,7 +18,7 @@ NORMALIZER_SETTINGS = {  # name in tokenizer.json: name in tokenizer_config.json
 
 
 def read_tokenizer(
-    files: CheckpointFiles, names: Iterable[str]
+    files: CheckpointFiles, names: Iterable[str], given: Mapping[str, Any]
 ) -> tuple[dict[str, int], dict[int, AddedToken], dict[str, Any]]:
     """Read a checkpoint's tokenizer.
 
@@ -28,6 +28,7 @@ def read_tokenizer(
     Args:
         files: of the checkpoint.
         names: of the settings to read.
+        given: settings that replace those of the files.
 
     Returns:
         The vocabulary, token to id; the added tokens, id to token; and the settings found.
@@ -57,6 +58,8 @@ def read_tokenizer(
         ) from None
 
     settings |= {name: _content(config[name]) for name in names if config.get(name) is not None}
+    settings |= {name: None for name in ("pad_token", "mask_token") if config.get(name, "") is None}
+    settings |= given
     if "model_max_length" not in settings:
         settings["model_max_length"] = (files.read_json("config.json") or {}).get("max_position_embeddings")
     elif isinstance(settings["model_max_length"], (int, float)) and settings["model_max_length"] >= NO_LIMIT:

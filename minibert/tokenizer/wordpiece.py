@@ -16,7 +16,8 @@ https://github.com/google-research/bert/blob/eedf5716ce1268e56f0a50264a88cafad33
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from .unicode_tables import CJK, DROPPED, MARKS, PRIVATE_USE, PUNCTUATION, WHITE_SPACE, LazyTable, decompose, lower
 
@@ -48,6 +49,23 @@ class AddedToken:
     special: bool = False
 
 
+def as_added_token(token: Any, special: bool) -> AddedToken:
+    """Make an `AddedToken` of a str, or of the `AddedToken` of transformers.
+
+    Raises:
+        TypeError: the token is something else.
+        ValueError: the token is empty.
+    """
+    if isinstance(token, str):
+        token = AddedToken(token, normalized=not special, special=special)
+    elif not hasattr(token, "content"):
+        raise TypeError(f"a token must be a str or an AddedToken, not {token!r:.60}")
+    if not token.content:
+        raise ValueError("a token must have at least one character")
+    values = {field.name: getattr(token, field.name) for field in fields(AddedToken)}
+    return AddedToken(**values | {"special": special or token.special})
+
+
 class WordPiece:
     """Splits texts into words and words into pieces.
 
@@ -71,6 +89,7 @@ class WordPiece:
         added_tokens: Mapping[int, AddedToken],
     ) -> None:
         self.vocab = vocab
+        self.tokens = {i: token for token, i in vocab.items()} | {i: t.content for i, t in added_tokens.items()}
         self.unk_id = unk_id
         self.do_lower_case = do_lower_case
         self.strip_accents = strip_accents
@@ -156,12 +175,11 @@ class WordPiece:
             start, prefix = end, "##"
         return tuple(pieces)
 
-    def offsets(self, text: str, tokens: Mapping[int, str]) -> list[tuple[int, int]]:
+    def offsets(self, text: str) -> list[tuple[int, int]]:
         """Find the start and end of each piece in the text.
 
         Args:
             text: as given to `split`.
-            tokens: id to piece.
 
         Returns:
             For each piece its start index and its end index, exclusive.
@@ -181,7 +199,7 @@ class WordPiece:
         start = 0
         for word, ids in zip(*self.split(text), strict=True):
             for i, piece_id in enumerate(ids):
-                length = len(word) if len(ids) == 1 else len(tokens[piece_id]) - (2 if i else 0)  # 2: the ##
+                length = len(word) if len(ids) == 1 else len(self.tokens[piece_id]) - (2 if i else 0)  # 2: the ##
                 offsets.append((origins[start], origins[start + length - 1] + 1))
                 start += length
         return offsets
