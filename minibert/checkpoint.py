@@ -1,7 +1,7 @@
 """A checkpoint's files: find them in a folder or on the Hub, read their tensors, write them back.
 
-This module knows files and tensors, not models. Nothing a file says is trusted: names and shapes are compared
-before any of them is used, no name may lead out of the folder, and nothing is ever unpickled but tensors.
+This module knows files and tensors, not models. Nothing that a file says is trusted: a file name must not lead out of
+the folder, and only tensors are unpickled. `pretrained.py` compares names and shapes before it uses a tensor.
 """
 
 import json
@@ -21,17 +21,18 @@ from .hub import HubRepository
 
 
 class CheckpointFiles:
-    """The files of one checkpoint: those of a folder, or those of one commit of a Hub repository.
+    """The files of one checkpoint: a folder, or one commit of a Hub repository. Each JSON file is read only once.
 
     Args:
-        name_or_folder: an existing folder, else the name of a repository on the Hugging Face Hub.
+        name_or_folder: an existing folder; otherwise the name of a repository on the Hugging Face Hub, such as
+            "owner/model".
         revision: branch, tag or commit on the Hub; None is the default branch.
         token: Hub token; None takes the one stored by `hf auth login`, if any.
-        cache_dir: where the Hub's files are kept; None is huggingface_hub's own cache.
+        cache_dir: folder that caches the Hub's files; None is huggingface_hub's own cache.
         local_files_only: take the Hub's files from the cache and never use the network.
 
     Raises:
-        OSError: the name looks like a path, but there is no such folder.
+        OSError: the name looks like a path, but the folder does not exist.
     """
 
     def __init__(
@@ -46,27 +47,26 @@ class CheckpointFiles:
         self.name = os.fspath(name_or_folder)
         self.folder = Path(self.name) if self.name and Path(self.name).is_dir() else None
         self.repository = HubRepository(self.name, revision, token, cache_dir, local_files_only)
+        self._json: dict[str, dict[str, Any]] = {}  # filename to content
         path_like = not isinstance(name_or_folder, str) or self.name.startswith((".", "/", "~")) or "\\" in self.name
         if self.folder is None and (path_like or self.name.count("/") > 1 or os.path.exists(self.name)):
             raise OSError(f"{self.name}: no such folder (a name on the Hub looks like 'owner/model')")
 
     def find(self, filename: str) -> Path | None:
-        """Find a file, downloading it where needed; None where the checkpoint has no such file.
-
-        Raises:
-            OSError: the repository, the revision or the network is not there.
-        """
+        """Find a file in the folder or as `HubRepository.find` does; None if the checkpoint has no such file."""
         if self.folder is None:
             return self.repository.find(filename)
         path = self.folder / filename
         return path if path.is_file() else None
 
     def read_json(self, filename: str) -> dict[str, Any] | None:
-        """Read a JSON object; None where the checkpoint has no such file.
+        """Read a JSON object; None if the checkpoint has no such file.
 
         Raises:
-            ValueError: the file is no JSON object.
+            ValueError: the file is not a JSON object.
         """
+        if filename in self._json:
+            return self._json[filename]
         path = self.find(filename)
         if path is None:
             return None
@@ -76,28 +76,29 @@ class CheckpointFiles:
             raise ValueError(f"{path}: not valid JSON ({error}). {self.discard(path)}") from None
         if not isinstance(content, dict):
             raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
+        self._json[filename] = content
         return content
 
     def hint(self) -> str:
-        """What to add to the error that a file is missing: perhaps it is only out of reach."""
+        """Say, after the error that a file is missing, that it may exist on the Hub; empty if that is known."""
         return self.repository.hint() if self.folder is None else ""
 
     def discard(self, path: Path) -> str:
-        """Forget a damaged file if it is in the Hub's cache, never if it is the user's; return what to do next."""
+        """Delete a damaged file if it is in the Hub's cache, never if it is the user's; return what to do next."""
         if self.folder is not None:
-            return "Replace it by an intact copy"
+            return "Replace it with an intact copy"
         self.repository.discard(path)
-        return "It was deleted from the cache: try again to download it anew"
+        return "It was deleted from the cache: try again to download it once more"
 
 
 def read_tensors(files: CheckpointFiles) -> dict[str, Tensor]:
-    """Read a checkpoint's weights; those of a safetensors file are mapped from it, not copied into memory.
+    """Read a checkpoint's weights; the tensors of a safetensors file are mapped from it, not copied into memory.
 
-    Looked for in turn: the file that config.json names in `transformers_weights`, model.safetensors, its shards,
-    pytorch_model.bin.
+    The first of these files that exists is read: the one that config.json names in `transformers_weights`,
+    model.safetensors, the shards that model.safetensors.index.json names, pytorch_model.bin.
 
     Raises:
-        OSError: there is no such file.
+        OSError: none of them exists, or a shard is missing.
         ValueError: a file is damaged.
     """
     config = files.read_json("config.json") or {}
@@ -143,19 +144,19 @@ def _read_shards(files: CheckpointFiles, index: Mapping[str, Any]) -> dict[str, 
 def _read_pickle(files: CheckpointFiles, path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)  # never runs what the file says
-    except Exception as error:  # damaged or hostile, it may fail in any way at all
+    except Exception as error:  # a damaged or hostile file may raise anything
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: not a file of tensors only ({reason}). {files.discard(path)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a dict from names to tensors, got {type(content).__name__}")
     for name, tensor in content.items():
         if not (isinstance(name, str) and isinstance(tensor, Tensor) and _is_whole(tensor)):
-            raise ValueError(f"{path}: expected a dict from names to dense tensors, but {name!r} is none")
+            raise ValueError(f"{path}: expected a dict from names to dense tensors, but {name!r} is not one")
     return content
 
 
 def _is_whole(tensor: Tensor) -> bool:
-    """Tell whether every number of a tensor is in memory: a pickle may claim a huge one by strides of 0, or none."""
+    """Whether every number of a tensor is in memory: with strides of 0 a small pickle can describe a huge tensor."""
     dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
     return dense and tensor.untyped_storage().nbytes() >= tensor.nbytes
 
@@ -164,9 +165,10 @@ def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
     """Write config.json and model.safetensors so that a crash leaves the old checkpoint or the new, never a mixture.
 
     Two files cannot be replaced in one step, but one can, and config.json may name the file of the weights (minibert
-    and transformers both follow `transformers_weights`). So the new weights come first, under a name of their own;
-    then a config.json that names them: with it old turns into new. The rest only brings the usual names back. A save
-    that is killed may leave `model-….safetensors` behind; unless config.json names it, nobody needs it.
+    and transformers both read `transformers_weights`). So the new weights are written first, under a unique name; then
+    a config.json that names them. This is the step that replaces the old checkpoint. The remaining steps bring back the
+    usual file names. A killed save may leave a `model-….safetensors` behind: it can be deleted unless config.json names
+    it.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -189,12 +191,12 @@ def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:
-    """Write a JSON object as people read it."""
+    """Return a JSON object as indented UTF-8 text."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old content or the new, never a part."""
+    """Write a file so that a crash leaves the old content or the whole new content."""
     temporary = _temporary_name(path)
     try:
         with temporary.open("wb") as file:
@@ -207,7 +209,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _link_atomically(path: Path, source: Path) -> None:
-    """Make `path` another name of the file `source`, or a copy where the file system has no links."""
+    """Make `path` another name of the file `source`, or a copy if the file system has no links."""
     temporary = _temporary_name(path)
     try:
         try:

@@ -1,26 +1,34 @@
 """The sizes and switches of a DistilBERT, read from a checkpoint's config.json."""
 
-import dataclasses
 import logging
 import os
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from .checkpoint import CheckpointFiles
+from .checkpoint import CheckpointFiles, to_json, write_atomically
 
 logger = logging.getLogger(__name__)
 
 ALIASES = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
+SIZES = ("vocab_size", "max_position_embeddings", "dim", "n_layers", "n_heads", "hidden_dim")
+LABELS = ("num_labels", "id2label", "label2id")
 ACTIVATIONS = ("gelu", "relu")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-LARGEST_SIZE = 1_000_000  # no real checkpoint comes near; a file's typo must not ask for terabytes
+LARGEST_SIZE = 1_000_000  # far above any real checkpoint; a wrong number in a file must not allocate terabytes
 
 
-@dataclass(frozen=True)
+@dataclass(init=False)
 class DistilBertConfig:
-    """What a DistilBERT is made of. The names are config.json's; the defaults are distilbert-base-uncased's.
+    """The sizes and switches of a DistilBERT, named as in config.json; defaults are those of distilbert-base-uncased.
+
+    `hidden_size`, `num_hidden_layers` and `num_attention_heads` are other names for `dim`, `n_layers` and `n_heads`.
+    The sizes are fixed; all other fields can be set, and are checked. A model reads its config when it is built: it
+    keeps the layers that it has when a field is set later. Attributes that are not fields can be set, and are not
+    saved.
 
     Args:
         vocab_size: number of tokens V.
@@ -34,19 +42,22 @@ class DistilBertConfig:
         attention_dropout: on the attention probabilities.
         seq_classif_dropout: before the sequence and multiple-choice classifiers.
         qa_dropout: before the question-answering layer.
-        initializer_range: standard deviation of freshly drawn weights.
-        sinusoidal_pos_embds: draw the position table from sines (Vaswani et al. 2017, section 3.5) instead of at
-            random. Stored weights win: it has no effect on a loaded checkpoint.
-        pad_token_id: its word embedding starts as zeros and gets no gradient from the input; None for no such token.
-        tie_word_embeddings: the masked-LM projector is the word-embedding table.
-        num_labels: classes of a classifier; None for as many as `id2label` names, else 2.
-        id2label: class number to name; None for LABEL_0, LABEL_1, …
-        problem_type: which loss a sequence classifier takes; None infers it at each call from the labels.
+        initializer_range: standard deviation of random weights.
+        sinusoidal_pos_embds: a new model's position table holds sines (Vaswani et al. 2017, section 3.5), not random
+            numbers. It has no effect on a loaded checkpoint.
+        pad_token_id: the word embedding of this token is zero in a new model and gets no gradient from the input; None
+            if there is no such token.
+        tie_word_embeddings: the masked-LM projector shares its weight with the word-embedding table.
+        num_labels: number of classes; None means the number of names in `id2label`, or 2 without names.
+        id2label: class number to name; None means LABEL_0, LABEL_1, …
+        label2id: class name to number, in place of `id2label`.
+        problem_type: the loss of a sequence classifier; None infers it from the labels at each call.
 
     Raises:
-        ValueError: a value that no DistilBERT can have, with its name.
+        ValueError: names a field whose value no DistilBERT can have.
     """
 
+    model_type: ClassVar[str] = "distilbert"
     vocab_size: int = 30522
     max_position_embeddings: int = 512
     dim: int = 768
@@ -62,22 +73,36 @@ class DistilBertConfig:
     sinusoidal_pos_embds: bool = False
     pad_token_id: int | None = 0
     tie_word_embeddings: bool = True
-    num_labels: int = None  # type: ignore[assignment]  # __post_init__ fills in both of these
+    num_labels: int = None  # type: ignore[assignment]  # __init__ fills in both of these
     id2label: Mapping[int, str] = None  # type: ignore[assignment]
     problem_type: str | None = None
 
-    def __post_init__(self) -> None:
+    hidden_size = property(attrgetter("dim"))
+    num_hidden_layers = property(attrgetter("n_layers"))
+    num_attention_heads = property(attrgetter("n_heads"))
+
+    def __init__(self, **values: Any) -> None:
+        values = rename_aliases(values)
+        check_model_type(values.pop("model_type", self.model_type))
+        label2id = values.pop("label2id", None)
+        if isinstance(label2id, Mapping) and values.get("id2label") is None:
+            values["id2label"] = {i: label for label, i in label2id.items()}
+        names = {field.name for field in fields(self)}
+        if unknown := sorted(values.keys() - names):
+            warnings.warn(f"DistilBERT has no {', '.join(unknown)}: the config keeps them without effect", stacklevel=2)
+        vars(self).update({field.name: field.default for field in fields(self)} | values)
+        if self.id2label is not None:
+            vars(self)["id2label"] = read_names(self.id2label)
         if self.num_labels is None:
-            object.__setattr__(self, "num_labels", 2 if self.id2label is None else len(self.id2label))
-        for name in (
-            "vocab_size",
-            "max_position_embeddings",
-            "dim",
-            "n_layers",
-            "n_heads",
-            "hidden_dim",
-            "num_labels",
-        ):
+            vars(self)["num_labels"] = 2 if self.id2label is None else len(self.id2label)
+        self._check()
+        if self.id2label is None:
+            vars(self)["id2label"] = {i: f"LABEL_{i}" for i in range(self.num_labels)}
+        if label2id not in (None, self.label2id):
+            raise ValueError(f"label2id must be the inverse of id2label {self.id2label}, got {label2id!r}")
+
+    def _check(self) -> None:
+        for name in (*SIZES, "num_labels"):
             size = getattr(self, name)
             if type(size) is not int or not 0 < size <= LARGEST_SIZE:
                 raise ValueError(f"{name} must be an integer from 1 to {LARGEST_SIZE}, got {size!r}")
@@ -88,9 +113,9 @@ class DistilBertConfig:
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise ValueError(f"problem_type must be None or one of {PROBLEM_TYPES}, got {self.problem_type!r}")
         for name in ("dropout", "attention_dropout", "seq_classif_dropout", "qa_dropout"):
-            if not (_is_number(probability := getattr(self, name)) and 0 <= probability <= 1):
+            if not (is_number(probability := getattr(self, name)) and 0 <= probability <= 1):
                 raise ValueError(f"{name} must be a probability from 0 to 1, got {probability!r}")
-        if not (_is_number(self.initializer_range) and 0 <= self.initializer_range < float("inf")):
+        if not (is_number(self.initializer_range) and 0 <= self.initializer_range < float("inf")):
             raise ValueError(f"initializer_range must be a number of at least 0, got {self.initializer_range!r}")
         for name in ("sinusoidal_pos_embds", "tie_word_embeddings"):
             if type(getattr(self, name)) is not bool:
@@ -100,45 +125,73 @@ class DistilBertConfig:
             raise ValueError(
                 f"pad_token_id must be a token id below vocab_size ({self.vocab_size}) or None, got {pad!r}"
             )
-        if self.id2label is None:
-            object.__setattr__(self, "id2label", {i: f"LABEL_{i}" for i in range(self.num_labels)})
-        elif sorted(self.id2label) != list(range(self.num_labels)):
+        if self.id2label is not None and sorted(self.id2label) != list(range(self.num_labels)):
             raise ValueError(
                 f"id2label must name the classes 0 to {self.num_labels - 1} (num_labels), got {self.id2label}"
             )
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        name = ALIASES.get(name, name)
+        if name in SIZES:
+            raise AttributeError(
+                f"{name} cannot be set: dataclasses.replace(config, {name}={value!r}) makes a new config"
+            )
+        if name in LABELS or name in {field.name for field in fields(self)}:
+            vars(self).update(vars(self.changed(**{name: value})))
+        else:
+            super().__setattr__(name, value)
+
+    def changed(self, **values: Any) -> Self:
+        """Return a copy with other values; of `num_labels`, `id2label` and `label2id` one is enough.
+
+        Raises:
+            ValueError: as the constructor.
+        """
+        values = {name: value for name, value in values.items() if name not in LABELS or value is not None}
+        if values.get("num_labels") == self.num_labels:
+            del values["num_labels"]  # the names stay
+        if any(name in values for name in LABELS):
+            values = {"num_labels": None, "id2label": None} | values
+        return replace(self, **rename_aliases(values))
+
     @property
     def label2id(self) -> dict[str, int]:
-        """Class name to number: `id2label` turned round."""
+        """Class name to number: the inverse of `id2label`."""
         return {label: i for i, label in self.id2label.items()}
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a field by either of its names, or another attribute."""
+        return getattr(self, name, default)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Read the content of a config.json, of any age; fields that DistilBERT does not have are ignored.
+        """Read the content of a config.json, old or new; fields that DistilBERT does not have are ignored.
 
         Raises:
             ValueError: another architecture, or a value that no DistilBERT can have.
         """
-        for alias, name in ALIASES.items():
-            if alias in content and name in content and content[alias] != content[name]:
-                raise ValueError(f"{name} is {content[name]!r} but {alias}, its other name, is {content[alias]!r}")
-        content = {ALIASES.get(name, name): value for name, value in content.items()}
-        guess = "distilbert" if "n_layers" in content and "dim" in content else None  # in 2019 no file named its type
-        if (model_type := content.get("model_type", guess)) != "distilbert":
-            raise ValueError(f"model_type is {model_type!r}: minibert reads DistilBERT checkpoints only")
-        if (labels := content.get("id2label")) is not None:
-            if not isinstance(labels, Mapping) or not all(str(i).isdecimal() for i in labels):
-                raise ValueError(f"id2label must map class numbers to names, got {labels!r}")
-            content["id2label"] = {int(i): str(label) for i, label in labels.items()}  # JSON's keys are strings
-            if content.get("num_labels") not in (None, len(labels)):  # 2020's fine-tuning left the old names in place
-                logger.warning("id2label names %d classes of %s: ignored", len(labels), content["num_labels"])
-                del content["id2label"]
-        fields = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in content.items() if name in fields})
+        content = rename_aliases(content)
+        if {"n_layers", "dim"} <= content.keys():
+            content.setdefault("model_type", cls.model_type)  # files of 2019 do not have it
+        check_model_type(content.get("model_type"))
+        labels = content.get("id2label")
+        if isinstance(labels, Mapping) and content.get("num_labels") not in (None, len(labels)):
+            logger.warning("id2label names %d classes of %s: ignored", len(labels), content["num_labels"])
+            content["id2label"] = None  # fine-tuning in 2020 kept the old names
+        return cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of a config.json that minibert and transformers both read."""
-        return {"model_type": "distilbert"} | dataclasses.asdict(self) | {"label2id": self.label2id}
+        return {"model_type": self.model_type} | asdict(self) | {"label2id": self.label2id}
+
+    def to_json_string(self) -> str:
+        """Return the text of a config.json."""
+        return to_json(self.to_dict()).decode()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write config.json into a folder, which is created if missing."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(folder, "config.json"), to_json(self.to_dict()))
 
     @classmethod
     def from_files(cls, files: CheckpointFiles) -> Self:
@@ -146,7 +199,7 @@ class DistilBertConfig:
 
         Raises:
             OSError: there is no config.json.
-            ValueError: it is not DistilBERT's.
+            ValueError: it is not the config of a DistilBERT.
         """
         content = files.read_json("config.json")
         if content is None:
@@ -165,18 +218,36 @@ class DistilBertConfig:
         token: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        **values: Any,
     ) -> Self:
-        """Read config.json from a folder or from the Hub; arguments and errors as in `CheckpointFiles`."""
-        return cls.from_files(
-            CheckpointFiles(
-                name_or_folder,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-            )
+        """Read config.json; arguments and errors as in `CheckpointFiles`. Other keywords replace the file's values."""
+        files = CheckpointFiles(
+            name_or_folder, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
+        return cls.from_files(files).changed(**values)
 
 
-def _is_number(value: object) -> bool:
+def rename_aliases(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values under the names of the fields."""
+    for alias, name in ALIASES.items():
+        if alias in values and name in values and values[alias] != values[name]:
+            raise ValueError(f"{name} is {values[name]!r} but {alias}, another name for it, is {values[alias]!r}")
+    return {ALIASES.get(name, name): value for name, value in values.items()}
+
+
+def check_model_type(model_type: object) -> None:
+    """Refuse the config of another architecture."""
+    if model_type != DistilBertConfig.model_type:
+        raise ValueError(f"model_type is {model_type!r}: minibert reads DistilBERT checkpoints only")
+
+
+def read_names(id2label: object) -> dict[int, str]:
+    """Return class numbers and names; in JSON the numbers are strings."""
+    if not isinstance(id2label, Mapping) or not all(str(i).isdecimal() for i in id2label):
+        raise ValueError(f"id2label must map class numbers to names, got {id2label!r}")
+    return {int(i): str(label) for i, label in id2label.items()}
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is an int or a float; bools are not numbers here."""
     return isinstance(value, int | float) and not isinstance(value, bool)

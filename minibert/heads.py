@@ -1,11 +1,11 @@
-"""The five task heads: each the encoder and one or two layers on top, with its loss.
+"""The five task heads: each is the encoder, one or two layers on top of it, and a loss.
 
 Shapes: B batch, S tokens, D dim, V vocabulary, L labels (num_labels), C choices. Losses are those of
 https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/models/distilbert/modeling_distilbert.py
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,45 +14,10 @@ from torch import Tensor, nn
 from .config import DistilBertConfig
 from .mask import has_values
 from .model import LAYER_NORM_EPS, DistilBertModel, activation
+from .outputs import LogitsOutput, SpanOutput
 from .pretrained import PreTrainedModel
 
-IGNORE = -100  # a label that takes no part in the loss
-
-
-@dataclass
-class LogitsOutput:
-    """What a head returns, question answering aside.
-
-    Args:
-        logits: (B, L); token classification (B, S, L), masked LM (B, S, V), multiple choice (B, C).
-        loss: scalar; None without labels.
-        hidden_states: n_layers + 1 of (B, S, D); None unless asked for.
-        attentions: n_layers of (B, H, S, S), before dropout; None unless asked for.
-    """
-
-    logits: Tensor
-    loss: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class SpanOutput:
-    """What question answering returns.
-
-    Args:
-        start_logits: (B, S), for each token that the answer begins there.
-        end_logits: (B, S), for each token that the answer ends there (the token included).
-        loss: scalar; None without start_positions and end_positions.
-        hidden_states: n_layers + 1 of (B, S, D); None unless asked for.
-        attentions: n_layers of (B, H, S, S), before dropout; None unless asked for.
-    """
-
-    start_logits: Tensor
-    end_logits: Tensor
-    loss: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
+IGNORE = -100  # a label that is left out of the loss
 
 
 class ModelWithHead(PreTrainedModel, ABC):
@@ -79,25 +44,18 @@ class ModelWithHead(PreTrainedModel, ABC):
         position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-    ) -> LogitsOutput:
-        """Run the encoder and the head.
+        output_hidden_states: bool | None = False,
+        output_attentions: bool | None = False,
+        return_dict: bool | None = True,
+    ) -> LogitsOutput | tuple[Any, ...]:
+        """Run the encoder and the head; arguments are those of `DistilBertModel.forward` and the labels.
 
-        Args:
-            input_ids: as for `DistilBertModel`, like the arguments not named here.
-            attention_mask: (B, S), 1 = real token, 0 = padding.
-            inputs_embeds: (B, S, D), in place of `input_ids`.
-            position_ids: (B, S) or (1, S).
-            token_type_ids: ignored.
-            labels: what the head is to be trained on, as its class says; the output then holds the loss.
-            output_hidden_states: also return the hidden states.
-            output_attentions: also return the attention probabilities.
+        `labels` have the shape and dtype that the docstring of the class gives. With them the output holds the loss.
 
         Raises:
             ValueError: see `model.check_inputs`; labels that do not fit the logits.
         """
-        output = self.distilbert(
+        encoded = self.distilbert(
             input_ids,
             attention_mask,
             inputs_embeds=inputs_embeds,
@@ -105,9 +63,10 @@ class ModelWithHead(PreTrainedModel, ABC):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        logits = self.head(output.last_hidden_state)
+        logits = self.head(encoded.last_hidden_state)
         loss = None if labels is None else self.loss(logits, labels)
-        return LogitsOutput(logits, loss, output.hidden_states, output.attentions)
+        output = LogitsOutput(loss, logits, encoded.hidden_states, encoded.attentions)
+        return output.to_tuple() if return_dict is False else output
 
 
 class DistilBertForMaskedLM(ModelWithHead):
@@ -123,7 +82,7 @@ class DistilBertForMaskedLM(ModelWithHead):
         self.tie_weights()
 
     def tie_weights(self) -> None:
-        """Make the projector's weight the word-embedding table itself (Press & Wolf 2017) where the config says so."""
+        """Share the word-embedding table with the projector (Press & Wolf 2017) if the config says so."""
         if self.config.tie_word_embeddings:
             self.vocab_projector.weight = self.distilbert.embeddings.word_embeddings.weight
 
@@ -137,11 +96,11 @@ class DistilBertForMaskedLM(ModelWithHead):
 
 
 class DistilBertForSequenceClassification(ModelWithHead):
-    """Which class is this text? Read off the first token's hidden state, [CLS].
+    """Which class is this text? Computed from the hidden state of the first token, [CLS].
 
     Labels, by `config.problem_type`: single_label_classification, (B,) class numbers (int64);
-    multi_label_classification, (B, L) floats, 0 or 1; regression, (B,) or (B, L) floats. Without a problem type it is
-    inferred from the labels at each call: regression where L is 1, single label for integers, else multi label.
+    multi_label_classification, (B, L) floats, 0 or 1; regression, (B,) or (B, L) floats. If the problem type is None,
+    each call infers it from the labels: regression if L is 1, single label for integers, otherwise multi label.
     """
 
     head_has_labels = True
@@ -177,7 +136,7 @@ class DistilBertForSequenceClassification(ModelWithHead):
 
 
 class DistilBertForTokenClassification(ModelWithHead):
-    """Which class is each token? Labels: (B, S) class numbers, -100 for tokens that take no part."""
+    """Which class is each token? Labels: (B, S) class numbers, -100 for tokens that are left out of the loss."""
 
     head_has_labels = True
 
@@ -224,55 +183,57 @@ class DistilBertForMultipleChoice(ModelWithHead):
         position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-    ) -> LogitsOutput:
+        output_hidden_states: bool | None = False,
+        output_attentions: bool | None = False,
+        return_dict: bool | None = True,
+    ) -> LogitsOutput | tuple[Any, ...]:
         """Score each choice as a text of its own: (B, C, S) is run as (B * C, S).
 
-        Args:
-            input_ids: (B, C, S).
-            attention_mask: (B, C, S).
-            inputs_embeds: (B, C, S, D), in place of `input_ids`.
-            position_ids: (B, C, S).
-            token_type_ids: ignored.
-            labels: (B,).
-            output_hidden_states: also return the hidden states, each (B * C, S, D).
-            output_attentions: also return the attention probabilities, each (B * C, H, S, S).
+        `input_ids`, `attention_mask` and `position_ids` are (B, C, S), `inputs_embeds` (B, C, S, D). Hidden states and
+        attentions are returned as (B * C, S, D) and (B * C, H, S, S).
 
         Raises:
-            ValueError: an input without the axis of choices; else as for the other heads.
+            ValueError: an input without the axis of choices; otherwise as for the other heads.
         """
-        inputs, rank = (input_ids, 3) if inputs_embeds is None else (inputs_embeds, 4)
-        if inputs is not None and inputs.ndim != rank:
-            raise ValueError(f"multiple choice takes (B, C, S) ids or (B, C, S, D) embeds, got {tuple(inputs.shape)}")
-        choices = 1 if inputs is None else inputs.shape[1]  # without either, the encoder says what is missing
+        choices, (input_ids, attention_mask, inputs_embeds, position_ids) = flatten_choices(
+            input_ids, attention_mask, inputs_embeds, position_ids
+        )
         output = super().forward(
-            flatten_choices(input_ids),
-            flatten_choices(attention_mask),
-            inputs_embeds=flatten_choices(inputs_embeds),
-            position_ids=flatten_choices(position_ids),
+            input_ids,
+            attention_mask,
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
+        output = cast(LogitsOutput, output)
         output.logits = output.logits.view(-1, choices)  # (B, C)
         output.loss = None if labels is None else self.loss(output.logits, labels)
-        return output
+        return output.to_tuple() if return_dict is False else output
 
 
 class DistilBertForQuestionAnswering(PreTrainedModel):
-    """Where in the text is the answer? Two logits a token: that the answer begins there, that it ends there."""
+    """Where in the text is the answer? Two logits for each token: the answer starts there, the answer ends there.
+
+    Labels: `start_positions` and `end_positions`, (B,) int64 each, the first and the last token of the answer. Both are
+    clamped to 0 … S. An answer that was truncated away is given as S or more, and is left out of the loss.
+    """
 
     def __init__(self, config: DistilBertConfig) -> None:
         super().__init__(config)
         if config.num_labels != 2:
             raise ValueError(
-                f"question answering has 2 labels, begin and end, but num_labels is {config.num_labels}: "
+                f"question answering has 2 labels, start and end, but num_labels is {config.num_labels}: "
                 f"pass num_labels=2"
             )
         self.distilbert = DistilBertModel(config)
         self.dropout = nn.Dropout(config.qa_dropout)
         self.qa_outputs = nn.Linear(config.dim, 2)
         self.init_weights(self.qa_outputs)
+
+    def head(self, hidden_states: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, 2), start and end."""
+        return self.qa_outputs(self.dropout(hidden_states))
 
     def forward(
         self,
@@ -284,28 +245,18 @@ class DistilBertForQuestionAnswering(PreTrainedModel):
         token_type_ids: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-    ) -> SpanOutput:
-        """Run the encoder and the head.
-
-        Args:
-            input_ids: as for `DistilBertModel`, like the arguments not named here.
-            attention_mask: (B, S), 1 = real token, 0 = padding.
-            inputs_embeds: (B, S, D), in place of `input_ids`.
-            position_ids: (B, S) or (1, S).
-            token_type_ids: ignored.
-            start_positions: (B,) token at which the answer begins; clamped to 0..S, and S takes no part in the loss.
-            end_positions: (B,) token at which it ends.
-            output_hidden_states: also return the hidden states.
-            output_attentions: also return the attention probabilities.
+        output_hidden_states: bool | None = False,
+        output_attentions: bool | None = False,
+        return_dict: bool | None = True,
+    ) -> SpanOutput | tuple[Any, ...]:
+        """Run the encoder and the head; arguments are those of `DistilBertModel.forward` and the two labels.
 
         Raises:
             ValueError: see `model.check_inputs`; one position without the other.
         """
         if (start_positions is None) != (end_positions is None):
             raise ValueError("pass both start_positions and end_positions, or neither")
-        output = self.distilbert(
+        encoded = self.distilbert(
             input_ids,
             attention_mask,
             inputs_embeds=inputs_embeds,
@@ -313,20 +264,35 @@ class DistilBertForQuestionAnswering(PreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        start_logits, end_logits = self.qa_outputs(self.dropout(output.last_hidden_state)).unbind(-1)  # (B, S) each
+        start_logits, end_logits = self.head(encoded.last_hidden_state).unbind(-1)  # (B, S) each
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = (span_loss(start_logits, start_positions) + span_loss(end_logits, end_positions)) / 2
-        return SpanOutput(start_logits, end_logits, loss, output.hidden_states, output.attentions)
+        output = SpanOutput(loss, start_logits, end_logits, encoded.hidden_states, encoded.attentions)
+        return output.to_tuple() if return_dict is False else output
 
 
-def flatten_choices(tensor: Tensor | None) -> Tensor | None:
-    """(B, C, …) -> (B * C, …)."""
-    return None if tensor is None else tensor.flatten(0, 1)
+def flatten_choices(
+    input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor | None
+) -> tuple[int, list[Tensor | None]]:
+    """Check that an input has the axis of choices, and merge that axis with the batch's: (B, C, …) -> (B * C, …).
+
+    Returns:
+        C, and the four arguments in their order.
+
+    Raises:
+        ValueError: ids that are not (B, C, S), or embeddings that are not (B, C, S, D).
+    """
+    inputs, rank = (input_ids, 3) if inputs_embeds is None else (inputs_embeds, 4)
+    if inputs is not None and inputs.ndim != rank:
+        raise ValueError(f"multiple choice takes (B, C, S) ids or (B, C, S, D) embeds, got {tuple(inputs.shape)}")
+    choices = 1 if inputs is None else inputs.shape[1]  # if both are None, check_inputs raises the error
+    tensors = (input_ids, attention_mask, inputs_embeds, position_ids)
+    return choices, [None if tensor is None else tensor.flatten(0, 1) for tensor in tensors]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of (…, L) logits against (…) class numbers; labels of -100 take no part.
+    """Mean cross-entropy of (…, L) logits against (…) class numbers; labels of -100 are left out.
 
     Raises:
         ValueError: labels of another shape, dtype or range.
@@ -345,7 +311,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def span_loss(logits: Tensor, positions: Tensor) -> Tensor:
-    """Mean cross-entropy of (B, S) logits against (B,) positions, those outside the text clamped.
+    """Mean cross-entropy of (B, S) logits against (B,) positions, which are clamped to 0 … S; S is left out.
 
     Raises:
         ValueError: positions of another shape or dtype.

@@ -1,7 +1,7 @@
-"""The Hugging Face Hub: one repository's files, all of one commit, from the network or from the cache.
+"""The Hugging Face Hub: the files of one repository, all of one commit, from the network or from the cache.
 
-huggingface_hub does the work. What is here turns its many errors into one sentence each, and sees to it that an
-unreachable Hub is waited for once only.
+huggingface_hub does the work. This module turns each of its many errors into one sentence, and waits for an unreachable
+Hub only once.
 """
 
 import hashlib
@@ -12,15 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class HubRepository:
-    """One repository at one commit: that of the first file found.
-
-    Args:
-        name: "owner/model", or "model" for the oldest ones.
-        revision: branch, tag or commit; None is the default branch.
-        token: None takes the one stored by `hf auth login`, if any.
-        cache_dir: where the files are kept; None is huggingface_hub's own cache.
-        local_files_only: take the files from the cache and never use the network.
-    """
+    """One repository at one commit, that of the first file found; arguments as in `checkpoint.CheckpointFiles`."""
 
     def __init__(
         self, name: str, revision: str | None, token: str | None, cache_dir: str | Path | None, local_files_only: bool
@@ -31,26 +23,26 @@ class HubRepository:
         self.cache_dir = cache_dir
         self.local_files_only = local_files_only
         self.commit: str | None = None
-        self.failure = "local_files_only=True forbids the download"  # why a file that is not cached cannot be had
-        self.uncached: list[str] = []  # files that the repository may have, though the cache does not
+        self.failure = "local_files_only=True forbids the download"  # why a file cannot be downloaded
+        self.uncached: list[str] = []  # files that are not in the cache, though the repository may have them
 
     def find(self, filename: str) -> Path | None:
-        """Find a file, downloading it where needed; None where the repository has no such file.
+        """Find a file in the cache, or download it; None if the repository has no such file.
 
-        None also where the commit is cached without the file and the Hub is out of reach: caches that were filled file
-        by file do not know which files there are. `hint` then says so.
+        None also if the Hub cannot be reached and the cache holds the commit but not the file: such a cache does not
+        know which files the repository has. `hint` then says so.
 
         Raises:
-            OSError: the repository, the revision or the network is not there.
+            OSError: the repository or the revision does not exist, or the network failed.
         """
-        # Imported here: 0.35 s that a local folder need not pay.
+        # Imported here: the import takes 0.35 s, which a local folder does not need.
         from huggingface_hub import _CACHED_NO_EXIST, errors, hf_hub_download, try_to_load_from_cache
 
         revision = self.commit or self.revision
         try:
             cached = try_to_load_from_cache(self.name, filename, cache_dir=self.cache_dir, revision=revision)
             if cached is _CACHED_NO_EXIST and (self.commit or self.local_files_only):
-                return None  # the Hub said so once, and a commit does not change
+                return None  # the Hub has said once that the file does not exist, and a commit does not change
             path = hf_hub_download(
                 self.name,
                 filename,
@@ -61,8 +53,8 @@ class HubRepository:
             )
         except errors.HFValidationError:
             raise OSError(f"{self.name!r}: no such folder, and not a valid name on the Hub") from None
-        # From the narrower class to the wider: GatedRepoError is a RepositoryNotFoundError, LocalEntryNotFoundError
-        # ("not cached, and the Hub was not reached") an EntryNotFoundError, and all of them are connection errors.
+        # Subclasses first: GatedRepoError is a RepositoryNotFoundError, LocalEntryNotFoundError ("not cached, and the
+        # Hub was not reached") is an EntryNotFoundError, and all of them are connection errors.
         except errors.GatedRepoError:
             raise OSError(
                 f"{self.name}: access to this repository is restricted. Ask for access on its Hub page, "
@@ -75,7 +67,7 @@ class HubRepository:
             ) from None
         except errors.RevisionNotFoundError:
             raise OSError(
-                f"{self.name}: it has no revision {revision!r} on the Hub. Pass a branch, a tag or a whole commit hash"
+                f"{self.name}: no revision {revision!r} on the Hub. Pass a branch, a tag or a full commit hash"
             ) from None
         except errors.LocalEntryNotFoundError as error:
             return self._find_in_cache(filename, error.__cause__)
@@ -89,7 +81,7 @@ class HubRepository:
         return Path(path)
 
     def _find_in_cache(self, filename: str, cause: BaseException | None) -> Path | None:
-        """The Hub failed: nothing waits for it again, and what is cached has to do."""
+        """Take a file from the cache because the Hub failed; from now on the network is not used."""
         if self.local_files_only:
             self.uncached.append(filename)
             if self.commit is None:
@@ -103,19 +95,19 @@ class HubRepository:
         return path
 
     def hint(self) -> str:
-        """Say which files were not to be had, and the way out; nothing where all is known."""
+        """Name the files that were neither cached nor downloaded, and the way out; empty if there are none."""
         if not self.uncached:
             return ""
         return (
             f": {', '.join(dict.fromkeys(self.uncached))} is not in the cache, and {self.failure}. "
-            f"Try again when the Hub is within reach, or pass a folder that holds the files"
+            f"Try again when the Hub can be reached, or pass a folder that holds the files"
         )
 
     def _check_download(self, path: Path) -> None:
-        """Compare a large file with its SHA-256, since plain HTTP has no check of its own.
+        """Compare a large file with its SHA-256, because HTTP does not check the content.
 
-        The Hub gives it as the file's ETag, after which the cache names its blobs. Small files have shorter ETags,
-        and a cache without links has no blobs: they go unchecked.
+        The Hub sends the SHA-256 as the ETag of a large file, and the cache names the blob after it. Not checked: small
+        files, whose ETag is shorter, and files in a cache without links, which has no blobs.
         """
         blob = path.resolve()
         if len(blob.name) != 64:
@@ -124,20 +116,21 @@ class HubRepository:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != blob.name:
             self.discard(path)
-            raise OSError(f"{self.name}: {path.name} was damaged on its way from the Hub: try again")
+            raise OSError(f"{self.name}: {path.name} was damaged during the download: try again")
 
     def discard(self, path: Path) -> None:
-        """Delete a damaged file from the cache, so that the next try downloads it anew."""
-        path.resolve().unlink(missing_ok=True)  # the blob that the cache's entry is a link to
+        """Delete a damaged file from the cache, so that the next try downloads it again."""
+        path.resolve().unlink(missing_ok=True)  # the blob, if the cache's entry is a link to one
         path.unlink(missing_ok=True)
 
 
 def connection_errors() -> tuple[type[Exception], ...]:
-    """Return what huggingface_hub raises when a connection fails, whatever library is under it.
+    """Return what huggingface_hub raises when a connection fails, with any of its HTTP libraries.
 
-    0.x uses requests, whose errors are OSErrors. 1.x uses httpx and 2.x httpx2: theirs are not, and some get through.
-    HfHubHTTPError derives from its library's HTTPError, the base of them all, which is how to find that without
-    knowing the library. hf_xet, which moves large files, raises RuntimeError.
+    huggingface_hub 0.x uses requests, whose errors are OSErrors. 1.x uses httpx and 2.x uses httpx2, whose errors are
+    not OSErrors, and huggingface_hub lets some of them through. Their base class is HTTPError, which is also the base
+    of HfHubHTTPError: so it is found without importing the library. hf_xet, which transfers large files, raises
+    RuntimeError.
     """
     from huggingface_hub.errors import HfHubHTTPError
 

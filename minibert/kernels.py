@@ -1,8 +1,8 @@
-"""What `pack` puts in place of a model's modules: linear layers prepared once for x86 CPUs, and a GELU in place.
+"""The modules that `pack` puts into a model: linear layers prepared once for x86 CPUs, and a GELU in place.
 
-A matrix product may add up in another order when it has another number of rows, or when its operands lie elsewhere in
-memory. The last bits of a text's logits then depend on the other texts of its batch. The kernels here avoid that where
-it can be avoided; `trial.py` tries out on the machine at hand whether they do.
+A matrix product can add up in another order if it has another number of rows, or if its operands lie at other
+addresses. The last bits of a text's logits then depend on the other texts of its batch. The kernels here avoid that
+where they can. `trial.py` tests on this machine whether they do.
 """
 
 import copy
@@ -21,22 +21,30 @@ from .pretrained import PreTrainedModel
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 LANES = 16  # float32 numbers in a vector register of AVX-512
-TYPICAL_ROWS = 512  # what a layout of weights is made for; any number of rows may come
-MOST_THREADS = 8  # a layout that MKL makes for 16 adds up in another order where the number of rows is another
+TYPICAL_ROWS = 512  # layouts of weights are made for so many rows; they serve any number
+MOST_THREADS = 8  # a layout that MKL makes for 16 threads adds up in an order that depends on the number of rows
 
 
 class PreparedLinear(nn.Module, ABC):
-    """A linear layer whose weights were laid out, or quantized, once.
+    """A linear layer whose weights are laid out, or quantized, once.
 
     Args:
-        linear: the layer; float32, on the CPU.
+        weight: (out, in), float32, on the CPU.
+        bias: (out,).
     """
 
-    label: ClassVar[str]  # how print(pack(model)) calls this kind
+    label: ClassVar[str]  # the name of this kind in print(pack(model))
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
-        self.width, self.n_inputs = linear.out_features, linear.in_features
+        self.width, self.n_inputs = weight.shape
+        self.bias = bias.detach()
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> Self:
+        """Prepare a layer."""
+        bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
+        return cls(linear.weight, bias)
 
     @staticmethod
     @abstractmethod
@@ -51,17 +59,17 @@ class PreparedLinear(nn.Module, ABC):
 class MklLinear(PreparedLinear):
     """Weights laid out once, not at each call, in the order in which MKL's matrix product reads them.
 
-    On Intel CPUs with AVX-512 a row does not depend on the others under two conditions, found by measuring: the layout
-    is made for at most 8 threads (it is fastest for as many as will run), and the width is a multiple of 16. Zeros fill
-    it up.
+    Measured on Intel CPUs with AVX-512: a row does not depend on the others if the layout is made for at most 8 threads
+    and the width is a multiple of 16. So the layout is made for the threads in use, at most 8, and zeros fill up the
+    width.
     """
 
     label = "weights prepacked for MKL"
 
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear)
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__(weight, bias)
         missing = -self.width % LANES
-        weight, self.bias = F.pad(linear.weight, (0, 0, 0, missing)), F.pad(linear.bias, (0, missing))
+        weight, self.bias = F.pad(weight, (0, 0, 0, missing)), F.pad(bias, (0, missing))
         with threads(min(torch.get_num_threads(), MOST_THREADS)):
             self.packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, TYPICAL_ROWS)
         self.shape_only = weight.new_empty(1).expand(weight.shape)  # nothing else is read of the weight itself
@@ -81,16 +89,15 @@ class MklLinear(PreparedLinear):
 class OneDnnLinear(PreparedLinear):
     """Weights laid out once in the order in which oneDNN's matrix product reads them.
 
-    oneDNN runs a single row as a matrix-vector product. With AVX-512 and many inputs, that adds up in another order. So
-    a single row is run twice.
+    oneDNN computes a single row as a matrix-vector product. With AVX-512 and many inputs, that adds up in another
+    order. So a single row is doubled.
     """
 
     label = "weights prepacked for oneDNN"
 
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear)
-        self.bias = linear.bias.detach()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), TYPICAL_ROWS)
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__(weight, bias)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), TYPICAL_ROWS)
 
     @staticmethod
     def is_available() -> bool:
@@ -109,19 +116,18 @@ class OneDnnLinear(PreparedLinear):
 class Int8Linear(PreparedLinear):
     """Weights and inputs quantized to int8: each output channel of the weights has its own scale, each row of x too.
 
-    Integers add up exactly in any order, and a row's scale does not depend on other rows. `scripts/train_demo_model.py
-    FOLDER --report` measures what quantization costs the demo checkpoint.
+    Sums of integers are exact in any order, and the scale of a row does not depend on other rows.
+    `scripts/train_demo_model.py FOLDER --report` measures the loss of accuracy on the demo checkpoint.
     """
 
     label = "int8"
 
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear)
-        self.bias = linear.bias.clone()
-        self.scales = int8_scales(linear.weight, int8_limit())[:, 0]  # (out,)
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__(weight, bias)
+        self.scales = int8_scales(weight, int8_limit())[:, 0]  # (out,)
         self.zeros = torch.zeros(len(self.scales), dtype=torch.long)
-        weight = (linear.weight / self.scales[:, None]).round().to(torch.int8)
-        self.packed = torch.ops.onednn.qlinear_prepack(weight, None)
+        quantized = (weight / self.scales[:, None]).round().to(torch.int8)
+        self.packed = torch.ops.onednn.qlinear_prepack(quantized, None)
 
     @staticmethod
     def is_available() -> bool:
@@ -154,7 +160,7 @@ class Int8Rows(NamedTuple):
 
 
 def int8_scales(x: Tensor, limit: int) -> Tensor:
-    """(…, N) -> (…, 1): what 1 stands for, so that the largest of N numbers becomes `limit`."""
+    """(…, N) -> (…, 1): the scale, a float for the integer 1. The largest of N numbers becomes `limit`."""
     largest = torch.maximum(x.amax(-1, keepdim=True), -x.amin(-1, keepdim=True))
     return largest.div_(limit).clamp_(min=torch.finfo(x.dtype).tiny)
 
@@ -170,9 +176,9 @@ def int8_product(x: Tensor, zero: int, packed: Tensor, scales: Tensor, zeros: Te
 def int8_limit() -> int:
     """Return the largest int8 weight whose products are exact on this CPU: 127, 63, or 0 where there is none.
 
-    A CPU without VNNI adds two products of uint8 and int8 in 16 bits. That overflows for large weights, silently.
-    Within ±63 two products fit: 2 * 255 * 63 < 2**15. The largest possible numbers are tried; no flag of the CPU is
-    trusted.
+    A CPU without VNNI adds two products of uint8 and int8 in 16 bits. With large weights this saturates silently. With
+    weights within ±63 two products fit: 2 * 255 * 63 < 2**15. So the largest products are computed and compared; flags
+    of the CPU are not read.
     """
     if not (X86 and has_onednn() and hasattr(torch.ops.onednn, "qlinear_prepack")):
         return 0
@@ -188,12 +194,12 @@ def int8_limit() -> int:
 
 
 def quantize_once(attention: nn.Module, x: Tensor) -> Tensor | Int8Rows:
-    """Return what the query, key and value layers read: x, or for int8 its rows, quantized once for all three."""
+    """Return the input of the query, key and value layers: x, or for int8 its rows, quantized once for all three."""
     return Int8Rows.of(x) if isinstance(attention.k_lin, Int8Linear) else x
 
 
 class InPlaceGELU(nn.Module):
-    """GELU that overwrites its input. Fresh memory must first come from the operating system, which takes time."""
+    """GELU that overwrites its input, since getting new memory from the operating system takes time."""
 
     def __init__(self, gelu: nn.GELU) -> None:
         super().__init__()
@@ -207,9 +213,8 @@ class InPlaceGELU(nn.Module):
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ / √E) v: q (rows, H, Q, E), k and v (rows, H, S, E) -> (rows, H, Q, E).
 
-    On a CPU, torch multiplies matrices here with MKL. These products depend on the other rows and on addresses if there
-    are fewer than 4 queries where there are more keys, if E is not a multiple of 16, or if rows * H is 1. Such inputs
-    are filled up, and the results cut.
+    On a CPU, torch computes these products with MKL. They depend on the other rows and on addresses if one query meets
+    more keys, if E is not a multiple of 16, or if rows * H is 1. Such inputs are filled up, and the results are cut.
     """
     n_heads, n_queries, size = q.shape[1:]
     if q.device.type == "cpu":
@@ -258,12 +263,12 @@ def copy_structure(model: Model) -> Model:
 
 
 def use_kernels(model: PreTrainedModel, encoder: nn.Module, linear: type[PreparedLinear] | None, int8: bool) -> str:
-    """Put kernels into a model, `linear` in place of nn.Linear, and return what they are, in words."""
+    """Put kernels into a model, `linear` in place of nn.Linear, and return their names."""
     replace_modules(model, nn.GELU, InPlaceGELU)
     if int8:
-        replace_modules(encoder, nn.Linear, Int8Linear)
+        replace_modules(encoder, nn.Linear, Int8Linear.of)
     if linear is not None:
-        replace_modules(model, nn.Linear, linear)
+        replace_modules(model, nn.Linear, linear.of)
     label = "F.linear" if linear is None else linear.label
     if not int8:
         return label
@@ -282,7 +287,7 @@ def replace_modules(root: nn.Module, old: type[nn.Module], new: Callable[[Any], 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads, for a moment."""
+    """Let torch use `count` threads inside a with block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

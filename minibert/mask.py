@@ -11,20 +11,20 @@ from torch import Tensor
 def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Turn 1 = real token, 0 = padding into 0 = attend, `finfo(dtype).min` = ignore.
 
-    Why add, not multiply: adding before the softmax leaves the rows summing to 1 over the real keys; multiplying
-    after it does not. Why the dtype's own minimum: it swallows any score (in float16 a score of -16 or less turns
-    it into -inf, which does no harm beside one real key), and exp() of it is exactly 0. Why not -inf: a row with
-    nothing to attend to would be NaN.
+    Why add and not multiply: if the mask is added before the softmax, each row sums to 1 over the real keys; if it is
+    multiplied after the softmax, it does not. Why the minimum of the dtype: the sum of it and any score is that minimum
+    again (in float16 a score of -16 or less gives -inf, which is harmless beside one real key), and exp() of it is
+    exactly 0. Why not -inf: a row without any real key would be NaN.
 
-    It checks nothing: the model calls `check_attention_mask` first.
+    Nothing is checked here: the model calls `check_attention_mask` first.
 
     Args:
-        attention_mask: (B, S), 1 = a key to attend to; or (B, 1 or H, S, S) bool, True = this query may attend to
-            this key. See `check_attention_mask`.
+        attention_mask: (B, S), 1 = a key to attend to; or (1 or B, 1 or H, S, S) bool, True = this query may attend to
+            this key, such as a causal mask of shape (1, 1, S, S). See `check_attention_mask`.
         dtype: that of the hidden states.
 
     Returns:
-        (B, 1, 1, S), broadcast over the heads and queries of the (B, H, S, S) scores; or (B, 1 or H, S, S).
+        (B, 1, 1, S), broadcast over the heads and queries of the (B, H, S, S) scores; or (1 or B, 1 or H, S, S).
 
     Source: Vaswani et al. 2017, section 3.2.3 ("setting to -inf all values in the input of the softmax").
     """
@@ -35,13 +35,13 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def check_attention_mask(attention_mask: Tensor, batch: int, length: int, heads: int) -> None:
-    """Refuse what would be silently wrong: a mask of another shape, of other numbers, or with an empty row.
+    """Refuse a mask that would give wrong results: another shape, other numbers, or a row without a key to attend to.
 
-    Values are looked at only outside compilation: they cost a synchronisation on a GPU.
+    Values are checked only outside compilation: the check costs a synchronization on a GPU.
 
     Args:
         attention_mask: (batch, length) of bools or of numbers that are exactly 0 or 1; or bools of shape
-            (batch, 1 or heads, length, length).
+            (1 or batch, 1 or heads, length, length), where 1 stands for all texts or all heads.
         batch: B of the input.
         length: S of the input.
         heads: H of the model.
@@ -51,11 +51,12 @@ def check_attention_mask(attention_mask: Tensor, batch: int, length: int, heads:
     """
     if not isinstance(attention_mask, Tensor):
         raise ValueError(f"attention_mask must be a tensor, got {type(attention_mask).__name__}")
-    patterns = [(batch, 1, length, length), (batch, heads, length, length)]
-    if attention_mask.shape != (batch, length) and attention_mask.shape not in patterns:
+    shape = attention_mask.shape
+    is_pattern = len(shape) == 4 and shape[0] in (1, batch) and shape[1] in (1, heads) and shape[2:] == (length, length)
+    if shape != (batch, length) and not is_pattern:
         raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, but the input needs ({batch}, {length}), "
-            f"1 = real token, or bools of shape ({batch}, 1 or {heads}, {length}, {length})"
+            f"attention_mask has shape {tuple(shape)}, but the input needs ({batch}, {length}), "
+            f"1 = real token, or bools of shape (1 or {batch}, 1 or {heads}, {length}, {length})"
         )
     if attention_mask.ndim == 4 and attention_mask.dtype != torch.bool:
         raise ValueError(
@@ -75,5 +76,7 @@ def check_attention_mask(attention_mask: Tensor, batch: int, length: int, heads:
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether a check may look at values: not while compiling, nor on the meta device, which has shapes only."""
-    return not (torch.compiler.is_compiling() or tensor.is_meta)
+    """Whether a check can read values: not during compilation, under vmap, or on the meta device."""
+    if torch.compiler.is_compiling() or tensor.is_meta:
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)

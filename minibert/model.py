@@ -1,7 +1,7 @@
 """DistilBERT's encoder: from token ids to hidden states, every value on the way a named step.
 
 Shapes: B batch, S tokens, D dim, H heads, E = D / H, V vocabulary. Scores are (query, key).
-The parts bear the checkpoint's own names (`q_lin`, `sa_layer_norm`, `transformer.layer.0`, `LayerNorm`).
+Submodules are named as in the checkpoint (`q_lin`, `sa_layer_norm`, `transformer.layer.0`, `LayerNorm`).
 
 Source: Sanh et al. 2019 (DistilBERT: BERT with half the layers, no segment embeddings, no pooler), Devlin et al. 2018
 (BERT), Vaswani et al. 2017 (the block). The order of operations is that of
@@ -9,13 +9,14 @@ https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/models
 with `attn_implementation="eager"`, so that the results are equal bit for bit.
 """
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .config import DistilBertConfig
 from .mask import additive_mask, check_attention_mask, has_values
+from .outputs import EncoderOutput
 from .pretrained import PreTrainedModel
 
 LAYER_NORM_EPS = 1e-12
@@ -28,28 +29,13 @@ class Step(nn.Identity):
     """
 
 
-@dataclass
-class EncoderOutput:
-    """What the encoder returns.
-
-    Args:
-        last_hidden_state: (B, S, D). Rows of padding are computed like any other, and mean nothing.
-        hidden_states: n_layers + 1 of (B, S, D), the embeddings first; None unless asked for.
-        attentions: n_layers of (B, H, S, S), the probabilities before dropout; None unless asked for.
-    """
-
-    last_hidden_state: Tensor
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
 class Embeddings(nn.Module):
     """Word embedding + learned position embedding, normalized. DistilBERT has no segment embedding."""
 
     def __init__(self, config: DistilBertConfig) -> None:
         super().__init__()
-        # Empty tables, for init_weights or a checkpoint to fill: nn.Embedding(V, D) draws its own, which takes over a
-        # second on the meta device, where from_pretrained builds the model.
+        # Empty tables, filled later by init_weights or from a checkpoint: nn.Embedding(V, D) draws random values, which
+        # takes more than a second on the meta device, where from_pretrained builds the model.
         words, positions = (
             torch.empty(config.vocab_size, config.dim),
             torch.empty(config.max_position_embeddings, config.dim),
@@ -94,7 +80,7 @@ class MultiHeadSelfAttention(nn.Module):
         self.context = Step()
 
     def forward(self, hidden_states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, S, D) and an additive mask, (B, 1, 1, S) or (B, 1 or H, S, S) -> (B, S, D) and the probabilities."""
+        """(B, S, D) and an additive mask, (B, 1, 1, S) or (1 or B, 1 or H, S, S) -> (B, S, D) and the probabilities."""
         q = self.q(self.split_heads(self.q_lin(hidden_states)))  # (B, H, S, E)
         k = self.k(self.split_heads(self.k_lin(hidden_states)))
         v = self.v(self.split_heads(self.v_lin(hidden_states)))
@@ -115,7 +101,7 @@ class MultiHeadSelfAttention(nn.Module):
 
 
 class FFN(nn.Module):
-    """Two linear layers with a GELU between them, on each position by itself."""
+    """Two linear layers with a GELU between them, applied to each position separately."""
 
     def __init__(self, config: DistilBertConfig) -> None:
         super().__init__()
@@ -130,7 +116,7 @@ class FFN(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then the feed-forward layer; each added to its input, the sum normalized (post-norm)."""
+    """Attention, then the feed-forward layer; each is added to its input, and the sum is normalized (post-norm)."""
 
     def __init__(self, config: DistilBertConfig) -> None:
         super().__init__()
@@ -149,7 +135,7 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The blocks, one after the other."""
+    """The transformer blocks in sequence."""
 
     def __init__(self, config: DistilBertConfig) -> None:
         super().__init__()
@@ -159,10 +145,10 @@ class Transformer(nn.Module):
         self,
         hidden_states: Tensor,
         mask: Tensor | None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: bool | None = False,
+        output_attentions: bool | None = False,
     ) -> EncoderOutput:
-        """(B, S, D) and an additive mask -> the last hidden states, and what else was asked for."""
+        """(B, S, D) and an additive mask -> the last hidden states, and on request those of all layers and the maps."""
         all_hidden_states, all_attentions = [hidden_states], []
         for layer in self.layer:
             hidden_states, probs = layer(hidden_states, mask)
@@ -186,7 +172,7 @@ class DistilBertModel(PreTrainedModel):
         super().__init__(config)
         self.embeddings = Embeddings(config)
         self.transformer = Transformer(config)
-        self.init_weights(self.embeddings, self.transformer)  # N(0, 0.02): see pretrained.py, as for loading and saving
+        self.init_weights(self.embeddings, self.transformer)  # N(0, 0.02), see pretrained.py
         if config.sinusoidal_pos_embds:
             self.embeddings.position_embeddings.weight.data = sinusoidal_table(
                 config.max_position_embeddings, config.dim
@@ -200,9 +186,10 @@ class DistilBertModel(PreTrainedModel):
         inputs_embeds: Tensor | None = None,
         position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-    ) -> EncoderOutput:
+        output_hidden_states: bool | None = False,
+        output_attentions: bool | None = False,
+        return_dict: bool | None = True,
+    ) -> EncoderOutput | tuple[Any, ...]:
         """Run the encoder.
 
         Args:
@@ -210,11 +197,12 @@ class DistilBertModel(PreTrainedModel):
             attention_mask: (B, S), 1 = real token, 0 = padding; other patterns as in `mask.check_attention_mask`. None:
                 no mask at all, every token is attended to.
             inputs_embeds: (B, S, D) word embeddings, in place of `input_ids`.
-            position_ids: (B, S) or (1, S) rows of the position table; None counts from 0. With padding on the left,
-                count from each row's first real token.
-            token_type_ids: ignored, as DistilBERT has no segments: so that any tokenizer's output can be passed.
+            position_ids: (B, S) or (1, S) row numbers of the position table; None means 0, 1, 2, … With padding on the
+                left, count from the first real token of each text.
+            token_type_ids: ignored: DistilBERT has no segments, but some tokenizers return these ids.
             output_hidden_states: also return the hidden states after each layer.
             output_attentions: also return the attention probabilities of each layer.
+            return_dict: False returns `output.to_tuple()`.
 
         Raises:
             ValueError: see `check_inputs`.
@@ -222,7 +210,8 @@ class DistilBertModel(PreTrainedModel):
         check_inputs(self.config, input_ids, attention_mask, inputs_embeds, position_ids)
         hidden_states = self.embeddings(input_ids, inputs_embeds, position_ids)  # (B, S, D)
         mask = None if attention_mask is None else additive_mask(attention_mask, hidden_states.dtype)
-        return self.transformer(hidden_states, mask, output_hidden_states, output_attentions)
+        output = self.transformer(hidden_states, mask, output_hidden_states, output_attentions)
+        return output.to_tuple() if return_dict is False else output
 
 
 def check_inputs(
@@ -232,12 +221,12 @@ def check_inputs(
     inputs_embeds: Tensor | None,
     position_ids: Tensor | None,
 ) -> None:
-    """Refuse an input that would fail deep inside the model, or be silently wrong.
+    """Refuse an input that would fail deep inside the model or give wrong results.
 
-    Shapes are always checked; values only outside compilation: they cost a synchronisation on a GPU.
+    Shapes are always checked. Values are checked only outside compilation: the check costs a synchronization on a GPU.
 
     Raises:
-        ValueError: naming the offending value and the way out.
+        ValueError: names the wrong value and the way out.
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("pass either input_ids or inputs_embeds")
@@ -260,7 +249,7 @@ def check_inputs(
 
 
 def check_ids(name: str, ids: object, size_name: str, size: int) -> None:
-    """Refuse ids that are no (B, S) tensor of integers from 0 to size - 1."""
+    """Refuse ids that are not a (B, S) tensor of integers from 0 to size - 1."""
     if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
         got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
         raise ValueError(f"{name} must be a tensor of int64 or int32, got {got}")
@@ -276,7 +265,7 @@ def check_ids(name: str, ids: object, size_name: str, size: int) -> None:
 
 
 def activation(config: DistilBertConfig) -> nn.Module:
-    """Return the exact GELU, x Φ(x) (Hendrycks & Gimpel 2016), or ReLU for the rare checkpoint that asks for it."""
+    """Return the exact GELU, x Φ(x) (Hendrycks & Gimpel 2016), or ReLU if the config says so."""
     return nn.GELU() if config.activation == "gelu" else nn.ReLU()
 
 

@@ -1,20 +1,21 @@
 """The fast path: the same model without padding.
 
-Tokens meet each other only in attention. Everything else (the embeddings, linear layers, LayerNorm, GELU, the heads)
-looks at one token at a time, whatever its row. So the real tokens of a batch are packed into one flat (T, D), row after
-row, and only attention needs to know the rows. The rows are sorted by length. Then rows of equal length are a plain
-view (rows, length, D) of the flat tensor without a padded slot in it, and attention needs no mask. A hole in a mask is
-a token that is not there; each real token keeps its own position. A head that reads only [CLS] runs the last layer for
-that token alone. On x86 CPUs `kernels.py` prepares the linear layers; then a text gets the same bits alone and in any
-batch.
+Only attention lets tokens read each other. Everything else (the embeddings, linear layers, LayerNorm, GELU, the heads)
+computes each token by itself. So the real tokens of a batch are packed into one flat (T, D), row after row, and only
+attention needs to know the rows. The rows are sorted by length. Then rows of equal length are a plain view
+(rows, length, D) of the flat tensor. This view has no padded slot, so attention needs no mask. A hole in a mask is left
+out in the same way; each real token keeps its own position. If the head reads only [CLS], the last layer runs for that
+token alone. On x86 CPUs `kernels.py` prepares the linear layers. A text then gets the same bits alone and in any batch.
 
 Shapes: B batch, S tokens, T real tokens of the batch, D dim, H heads, E = D / H, C choices.
 Source of the flat layout: Zeng et al. 2022, "Boosting Distributed Training Performance of the Unpadded BERT Model".
 """
 
 import platform
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import accumulate, groupby
 from typing import Any, cast
@@ -22,6 +23,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from . import kernels
 from .heads import (
@@ -30,43 +32,49 @@ from .heads import (
     DistilBertForQuestionAnswering,
     DistilBertForSequenceClassification,
     DistilBertForTokenClassification,
-    LogitsOutput,
-    SpanOutput,
     flatten_choices,
 )
-from .model import DistilBertModel, EncoderOutput, TransformerBlock, check_ids, check_inputs
+from .model import (
+    DistilBertModel,
+    MultiHeadSelfAttention,
+    TransformerBlock,
+    check_ids,
+    check_inputs,
+)
+from .outputs import EncoderOutput, LogitsOutput, SpanOutput
 from .pretrained import PreTrainedModel
 from .trial import choose_linear, find_difference
 
 CLS_HEADS = (DistilBertForSequenceClassification, DistilBertForMultipleChoice)  # they read the first token alone
 TOKEN_HEADS = (DistilBertForMaskedLM, DistilBertForTokenClassification)
-FFN_ROWS = 1024  # at a time on a CPU: the memory of a wider tensor than (1024, 4 D) would be new at each call
+FFN_ROWS = 1024  # tokens at a time on a CPU: a tensor larger than (1024, 4 D) would get new memory at each call
 
 
 def pack(model: PreTrainedModel, *, int8: bool = False, batch_invariant: bool = False) -> "PackedModel":
     """Return the model's fast form, for inference: the same call, the same outputs.
 
-    It shares the model's parameters, but prepared weights are copies: after changing weights, pack again. It does not
-    see that a model's attention or blocks were replaced by other modules: it runs those of `model.py`.
+    It shares the model's parameters, but prepared weights are copies: after changing weights, pack again. Layers may
+    have been removed. Autocast is off inside.
 
     Args:
         model: `DistilBertModel` or one of the five heads, in eval mode, on any device, of any floating-point dtype.
-        int8: quantize the encoder's linear layers to int8: faster, and less exact; see `kernels.Int8Linear`.
-        batch_invariant: insist on `PackedModel.batch_invariant`.
+        int8: quantize the encoder's linear layers to int8. This is faster and less exact; see `kernels.Int8Linear`.
+        batch_invariant: raise an error where `PackedModel.batch_invariant` is False.
 
     Raises:
-        ValueError: another class of model; one in training mode, or with hooks; int8 or batch invariance where this
-            model or machine cannot have it.
+        ValueError: another class of model; a model in training mode, with hooks, or with a part that is not the one
+            of `model.py`; int8 or batch invariance where this model or machine cannot have it.
     """
     if type(model) not in (DistilBertModel, DistilBertForQuestionAnswering, *CLS_HEADS, *TOKEN_HEADS):
         raise ValueError(f"pack takes DistilBertModel and the five heads, not {type(model).__name__}")
     if any(part.training for part in model.modules()):
         raise ValueError("a packed model is for inference: call model.eval() first")
     hooked = [name for name, part in model.named_modules() if part._forward_hooks or part._forward_pre_hooks]
-    if hooked:
-        raise ValueError(
-            f"a packed model runs no hooks, but there are some on {hooked[:3]}: remove them before packing"
-        )
+    if hooked or _global_forward_hooks or _global_forward_pre_hooks:
+        where = hooked[:3] or "all modules"
+        raise ValueError(f"a packed model runs no hooks, but there are some on {where}: remove them before packing")
+    if (changed := find_changed_part(model)) is not None:
+        raise ValueError(f"pack runs the formulas of model.py, but {changed}: use the model itself")
     if int8 and not (kernels.is_cpu_float32(model) and kernels.Int8Linear.is_available()):
         raise ValueError(
             f"int8 needs float32 on an x86 CPU where oneDNN's int8 products are exact, got {model.dtype} on "
@@ -78,11 +86,26 @@ def pack(model: PreTrainedModel, *, int8: bool = False, batch_invariant: bool = 
     return fast
 
 
+def find_changed_part(model: PreTrainedModel) -> str | None:
+    """Return in words where a model is not what its class builds; None if it is. Layers may be missing."""
+    with torch.device("meta"):
+        built = dict(type(model)(replace(model.config, n_layers=1)).named_modules())
+    for name, part in model.named_modules():
+        expected = built.get(re.sub(r"\blayer\.\d+", "layer.0", name))
+        if type(part) is not type(expected):
+            return f"{name} is of class {type(part).__name__}"
+        if "forward" in vars(part):
+            return f"{name or type(model).__name__} has a forward of its own"
+        if isinstance(part, MultiHeadSelfAttention) and part.scale != (part.q_lin.out_features // part.n_heads) ** -0.5:
+            return f"{name}.scale is {part.scale}"
+    return None
+
+
 class PackedModel:
-    """A model without padding; see `pack`, which a pickle or a deep copy goes through again where it is loaded."""
+    """A model without padding. Call `pack` to make one. Loading a pickle or a deep copy calls `pack` again."""
 
     def __init__(self, model: PreTrainedModel, int8: bool, batch_invariant: bool) -> None:
-        self.plain = kernels.copy_structure(model)  # what a pickle holds
+        self.plain = kernels.copy_structure(model)  # for pickles
         self.model = kernels.copy_structure(model)
         self.repack = partial(pack, int8=int8, batch_invariant=batch_invariant)
         self.config, self.device, self.dtype = model.config, model.device, model.dtype
@@ -105,7 +128,7 @@ class PackedModel:
 
     @cached_property
     def difference(self) -> str | None:
-        """What makes a text's bits depend on its batch, in words; None where nothing does."""
+        """The reason, in words, why a text's bits depend on its batch; None if they do not."""
         if not kernels.is_cpu_float32(self.plain):
             return f"there is no such kernel for {self.dtype} on {self.device}"
         return find_difference(self.model, self.config.n_heads, self.config.dim, self.config.hidden_dim)
@@ -125,15 +148,16 @@ class PackedModel:
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Any:  # as for any module
-        """Run the model, without recording gradients. Arguments are the model's own, but for those that are refused.
+        """Run the model without recording gradients. It takes the model's arguments, except those that are refused.
 
         Returns:
-            The dataclass that the model returns. Padded slots hold 0; in start_logits and end_logits the dtype's
-            minimum, so that no argmax can choose them.
+            The output that the model returns. Padded slots hold 0. In start_logits and end_logits they hold the
+            dtype's minimum, so that argmax never chooses them.
 
         Raises:
-            ValueError: see `model.check_inputs`; labels, positions of answers, `output_attentions`; embeddings that
-                require a gradient; a 4-D mask; a row that begins with padding, if the head reads [CLS]; lists.
+            ValueError: see `model.check_inputs`. Also refused: labels, positions of answers and `output_attentions`;
+                embeddings that require a gradient; a 4-D mask; lists; and, if the head reads [CLS], a row that begins
+                with padding.
         """
         if isinstance(input_ids, list | tuple):
             raise ValueError("input_ids must be a (B, S) tensor, got a list: for rows without padding use .rows(lists)")
@@ -144,11 +168,9 @@ class PackedModel:
         model, tokens = self.model, input_ids if inputs_embeds is None else inputs_embeds
         n_choices = None
         if isinstance(model, DistilBertForMultipleChoice) and tokens is not None:
-            if tokens.ndim != (3 if inputs_embeds is None else 4):
-                raise ValueError(f"multiple choice takes (B, C, S) or embeds (B, C, S, D), got {tuple(tokens.shape)}")
-            n_choices = tokens.shape[1]
-            input_ids, attention_mask = flatten_choices(input_ids), flatten_choices(attention_mask)
-            inputs_embeds, position_ids = flatten_choices(inputs_embeds), flatten_choices(position_ids)
+            n_choices, (input_ids, attention_mask, inputs_embeds, position_ids) = flatten_choices(
+                input_ids, attention_mask, inputs_embeds, position_ids
+            )
         check_inputs(self.config, input_ids, attention_mask, inputs_embeds, position_ids)
         tokens = cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds)
         real = find_real(tokens, attention_mask, isinstance(model, CLS_HEADS))
@@ -165,20 +187,20 @@ class PackedModel:
 
     @torch.no_grad()
     def rows(self, rows: Sequence[Sequence[int]], at: Sequence[Sequence[int]] | None = None) -> list[Any]:
-        """Run rows of different lengths as they are: nothing is padded, and nothing is cut off again.
+        """Run rows of different lengths as they are, without padding.
 
         Args:
             rows: the ids of each row, as a tokenizer gives them without padding. For multiple choice a row is a choice.
-            at: for each row, the positions of the tokens whose results are wanted, if the model gives one for each
-                token; None for all. A masked LM gives V numbers for each token, so ask for those at [MASK].
+            at: for each row, the positions of the tokens to return, for a model that returns a value for each token;
+                None for all. A masked LM returns V numbers for each token, so pass the positions of [MASK].
 
         Returns:
-            For each row the dataclass that the model returns, without the axis of the batch: logits are (L,), for a
-            token head (S, L), hidden states (S, D), with the row's own S; for multiple choice (1,).
+            For each row the output that the model returns, without the batch axis: logits are (L,), for a token head
+            (S, L), for multiple choice (1,); hidden states are (S, D). S is the length of the row.
 
         Raises:
-            ValueError: no rows, an empty row, one that is longer than the position table, or ids out of range; `at` for
-                a head that reads [CLS], or a position beyond its row.
+            ValueError: no rows; an empty row, or one longer than the position table; ids out of range; `at` for a head
+                that reads [CLS], or a position outside its row.
         """
         limit = self.config.max_position_embeddings
         lengths = [len(row) for row in rows]
@@ -199,7 +221,7 @@ class PackedModel:
         return [self._output(row) for row in result]
 
     def _choose(self, at: Sequence[Sequence[int]], lengths: list[int], order: list[int]) -> Tensor:
-        """Return where the tokens at these positions of each row lie in the flat batch."""
+        """Return the indices in the flat batch of the tokens at these positions of each row."""
         if isinstance(self.model, CLS_HEADS):
             raise ValueError(f"{type(self.model).__name__} gives one result for each row: leave out at=")
         if len(at) != len(lengths) or any(not 0 <= i < n for own, n in zip(at, lengths, strict=True) for i in own):
@@ -218,31 +240,37 @@ class PackedModel:
         output_hidden_states: bool,
         chosen: Tensor | None = None,
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        """Run packed tokens, ids (T,) or embeddings (T, D); a head that has a result for each token, on `chosen` alone.
+        """Run packed tokens, ids (T,) or embeddings (T, D). A head with a result for each token runs on `chosen` alone.
 
         Returns:
-            What the head gives, or the last hidden states: (T, …) in the layout's order, or if the head reads [CLS],
-            (B, L) in the batch's order; and the hidden states, (T, D) each, if asked for.
+            The output of the head, or the last hidden states: (T, …) in the layout's order; if the head reads [CLS],
+            (B, L) in the batch's order. Then the hidden states, (T, D) each, if `output_hidden_states`.
         """
-        model = self.model
-        first_only = isinstance(model, CLS_HEADS) and not output_hidden_states
-        states = deque(self._encode(layout, tokens, position_ids, first_only), None if output_hidden_states else 1)
-        x = states[-1]
-        if isinstance(model, CLS_HEADS):
-            first = x[layout.first] if output_hidden_states else x  # (B, D), of the sorted rows
-            return model.head(first[:, None])[layout.order.argsort()], states
-        x = x if chosen is None else x[chosen]
-        if isinstance(model, DistilBertForQuestionAnswering):
-            return model.qa_outputs(x), states
-        return model.head(x) if isinstance(model, TOKEN_HEADS) else x, states
+        model, shared = self.model, self.encoder.embeddings.word_embeddings.weight
+        if (shared.dtype, shared.device) != (self.dtype, self.device):
+            raise ValueError(
+                f"the model was packed as {self.dtype} on {self.device} and is now {shared.dtype} on {shared.device}: "
+                f"pack it again"
+            )
+        n_blocks = len(self.encoder.transformer.layer)
+        first_only = isinstance(model, CLS_HEADS) and not output_hidden_states and n_blocks > 0
+        with torch.autocast(self.device.type, enabled=False):
+            states = deque(self._encode(layout, tokens, position_ids, first_only), None if output_hidden_states else 1)
+            x = states[-1] if chosen is None else states[-1][chosen]
+            if isinstance(model, CLS_HEADS):
+                first = x if first_only else x[layout.first]  # (B, D), of the sorted rows
+                return model.head(first[:, None])[layout.order.argsort()], states
+            if isinstance(model, DistilBertForQuestionAnswering):
+                return model.qa_outputs(x), states
+            return model.head(x) if isinstance(model, TOKEN_HEADS) else x, states
 
     def _encode(self, layout: "Layout", tokens: Tensor, position_ids: Tensor, first_only: bool) -> Iterator[Tensor]:
-        """Give the embeddings and each layer's result, (T, D); with `first_only` the last layer's is (B, D)."""
+        """Yield the embeddings and the result of each layer, (T, D); with `first_only` the last one is (B, D)."""
         ids, embeds = (tokens[None], None) if tokens.ndim == 1 else (None, tokens[None])  # (1, T) or (1, T, D)
         yield (x := self.encoder.embeddings(ids, embeds, position_ids[None])[0])
-        for i, block in enumerate(self.encoder.transformer.layer, 1):
-            only_now = first_only and i == self.config.n_layers
-            yield (x := run_block(cast(TransformerBlock, block), x, layout, only_now))
+        blocks = cast(Sequence[TransformerBlock], self.encoder.transformer.layer)
+        for i, block in enumerate(blocks, 1):
+            yield (x := run_block(block, x, layout, first_only and i == len(blocks)))
 
     @property
     def _is_span(self) -> bool:
@@ -251,17 +279,17 @@ class PackedModel:
     def _output(self, result: Tensor, hidden_states: tuple[Tensor, ...] | None = None) -> Any:
         if self._is_span:
             start, end = result.unbind(-1)
-            return SpanOutput(start, end, hidden_states=hidden_states)
+            return SpanOutput(start_logits=start, end_logits=end, hidden_states=hidden_states)
         if isinstance(self.model, DistilBertModel):
             return EncoderOutput(result, hidden_states)
-        return LogitsOutput(result, hidden_states=hidden_states)
+        return LogitsOutput(logits=result, hidden_states=hidden_states)
 
 
 def find_real(tokens: Tensor, attention_mask: Tensor | None, needs_first: bool) -> Tensor:
     """Return the (B, S) bools of the real tokens.
 
     Raises:
-        ValueError: a mask that is not one of tokens; padding in a row's first slot where a head needs it.
+        ValueError: a 4-D mask; padding in the first slot of a row, if `needs_first`.
     """
     if attention_mask is None:
         return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
@@ -275,7 +303,7 @@ def find_real(tokens: Tensor, attention_mask: Tensor | None, needs_first: bool) 
 
 
 class Layout:
-    """How rows of different lengths lie in one flat tensor: sorted by length, rows of equal length in their order.
+    """The order of rows of different lengths in one flat tensor: sorted by length; equal lengths keep their order.
 
     Args:
         lengths: (B,), at least 1 each.
@@ -289,7 +317,7 @@ class Layout:
 
 
 class Slots:
-    """Which slots of a padded batch hold the tokens of the flat one.
+    """The slots of a padded batch that hold the tokens of the flat one.
 
     Args:
         real: (B, S) bools, True = a real token.

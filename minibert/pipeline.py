@@ -9,6 +9,10 @@ limit on tokens, not on texts, sets the size of a batch. The model is packed, so
 length gains nothing. Where `model.batch_invariant` is True, a text's result has the same bits in every batch.
 A pipeline can be pickled with its weights and sent to another process. For a progress bar, wrap the texts.
 
+Every program that uses torch on several threads and then forks has this problem: the child process hangs when it uses
+several threads too. Start processes with `multiprocessing.get_context("spawn")`, or let each child begin with
+`torch.set_num_threads(1)`, as the workers of a DataLoader do.
+
 Entities and answers of a long text are searched in several overlapping rows. The other tasks need the whole text in one
 row: they refuse a long text, or cut it with `truncation=True`, and the logger "minibert" reports each text that is cut.
 """
@@ -16,6 +20,7 @@ row: they refuse a long text, or cut it with `truncation=True`, and the logger "
 import logging
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import chain, groupby, islice
@@ -214,6 +219,12 @@ class TextClassifier(OneRowPipeline[Classification]):
 
     model_class = DistilBertForSequenceClassification
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        label, count = Counter(self.model.config.id2label.values()).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"{self.checkpoint}: {count} classes are named {label!r}: rename them in config.json")
+
     def forward(self, rows: list[list[int]]) -> Sequence[Tensor]:
         """Return the logits (L,) of each row."""
         return [output.logits for output in self.model.rows(rows)]
@@ -384,6 +395,9 @@ class MaskFiller(OneRowPipeline[list[list[Candidate]]]):
         super().__post_init__()
         if self.tokenizer.mask_token_id is None:
             raise ValueError(f"{self.checkpoint}: the vocabulary has no {self.tokenizer.mask_token}")
+        # The embedding may have more rows than the vocabulary has tokens, to make its size a multiple of 64.
+        ids = [i for i in sorted(self.tokenizer.vocab.values()) if i < self.model.config.vocab_size]
+        self.candidate_ids = torch.tensor(ids)
 
     def encode(self, text: str) -> BatchEncoding:
         """Turn a text into one row, and refuse a row without [MASK]."""
@@ -399,10 +413,10 @@ class MaskFiller(OneRowPipeline[list[list[Candidate]]]):
 
     def read(self, text: str, encoding: BatchEncoding, outputs: Sequence[Tensor]) -> list[list[Candidate]]:
         """Choose the likeliest tokens."""
-        best = outputs[0].topk(min(self.top_k, outputs[0].shape[-1]))
+        scores, columns = outputs[0][:, self.candidate_ids].topk(min(self.top_k, len(self.candidate_ids)))
         return [
-            [Candidate(self.tokenizer.convert_ids_to_tokens(i), i, score) for i, score in zip(ids, scores, strict=True)]
-            for ids, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            [Candidate(self.tokenizer.convert_ids_to_tokens(i), i, score) for i, score in zip(*ranked, strict=True)]
+            for ranked in zip(self.candidate_ids[columns].tolist(), scores.tolist(), strict=True)
         ]
 
 
@@ -486,7 +500,8 @@ class QuestionAnswerer(Pipeline[tuple[str, str], list[Answer]]):
             no_answer = min(no_answer, probs[0].prod().item())
             word_ids = encoding.word_ids(i)
             bounds = [words[word_ids[j]] for j in tokens]
-            for span, score in islice(best_spans(probs[1:], bounds, self.max_answer_length), self.top_k):
+            spans_of_window = best_spans(probs[1:], bounds, self.max_answer_length)
+            for span, score in islice(spans_of_window, min(self.top_k, len(tokens) ** 2)):
                 spans[span] = max(score, spans.get(span, 0.0))
         answers = [Answer(context[start:end], score, start, end) for (start, end), score in spans.items()]
         if self.handle_impossible_answer:
@@ -521,7 +536,8 @@ def best_spans(
         (start, end) of the span, in characters, and its score.
     """
     n_tokens = len(probs)
-    start, end = torch.ones(n_tokens, n_tokens).triu().tril(max_length - 1).nonzero().unbind(-1)  # (N,) each
+    allowed = torch.ones(n_tokens, n_tokens).triu().tril(min(max_length, n_tokens) - 1)
+    start, end = allowed.nonzero().unbind(-1)  # (N,) each
     scores = probs[start, 0] * probs[end, 1]
     order = scores.argsort(descending=True, stable=True)
     seen = set()

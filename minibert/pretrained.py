@@ -1,4 +1,4 @@
-"""What every model has besides its formulas: weights drawn at random, loaded from a checkpoint, saved to one."""
+"""What every model has besides its formulas: random weights, `from_pretrained` and `save_pretrained`."""
 
 import logging
 import os
@@ -25,14 +25,14 @@ HEAD_PREFIXES = (
 )
 WORDS = "embeddings.word_embeddings.weight"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-PROJECTOR = "vocab_projector.weight"  # the masked-LM head's; as a rule WORDS itself, and then not in the file
+PROJECTOR = "vocab_projector.weight"  # of the masked-LM head; usually tied to WORDS, and then not in the file
 
 
 class PreTrainedModel(nn.Module):
-    """A module with a config. Its parts bear the checkpoint's own names, so there is no table of renamings."""
+    """A module with a config. Its submodules are named as in the checkpoint, so no table of names is needed."""
 
-    encoder_prefix: ClassVar[str] = "distilbert."  # what the encoder's parameter names begin with in this model
-    head_has_labels: ClassVar[bool] = False  # True where the head's width is config.num_labels
+    encoder_prefix: ClassVar[str] = "distilbert."  # prefix of the encoder's parameter names
+    head_has_labels: ClassVar[bool] = False  # True if the head's width is config.num_labels
 
     def __init__(self, config: DistilBertConfig) -> None:
         super().__init__()
@@ -49,16 +49,16 @@ class PreTrainedModel(nn.Module):
         return next(self.parameters()).dtype
 
     def tie_weights(self) -> None:
-        """Make parameters that the checkpoint stores once one in memory; only the masked-LM head has such."""
+        """Share parameters that the checkpoint stores only once; only the masked-LM head has such a pair."""
 
     @torch.no_grad()
     def init_weights(self, *modules: nn.Module) -> None:
-        """Draw fresh weights: N(0, initializer_range), biases 0, LayerNorm 1 and 0, the padding's embedding 0.
+        """Draw random weights from N(0, initializer_range); biases and the embedding of [PAD] are 0, LayerNorm 1 and 0.
 
-        Source: Devlin et al. 2018 draw from this normal truncated at two deviations; transformers does not truncate.
+        Source: Devlin et al. 2018, who truncate the normal at two standard deviations; transformers does not.
         """
         if self.device.type == "meta":
-            return  # there is no memory to draw into
+            return  # a meta tensor has no values
         for part in (part for module in modules for part in module.modules()):
             if isinstance(part, nn.Linear):
                 part.weight.normal_(std=self.config.initializer_range)
@@ -87,27 +87,27 @@ class PreTrainedModel(nn.Module):
     ) -> Self:
         """Load a config and weights from a folder or from one commit of a Hub repository.
 
-        Strict: the file must hold every tensor that the model has, in its shape, and no other. One exception: the
-        bare encoder may be taken from a file that has a head too.
+        Strict: the file must hold every tensor of the model, in its shape, and no other tensor. One exception: the
+        bare encoder can be loaded from a file that also has a head.
 
         Args:
-            name_or_folder: as for `CheckpointFiles`.
-            revision: branch, tag or commit on the Hub.
+            name_or_folder: like the next four arguments, as for `CheckpointFiles`.
+            revision: branch, tag or commit.
             token: Hub token.
-            cache_dir: where the Hub's files are kept.
-            local_files_only: never use the network.
-            dtype: of the parameters, whatever the file holds.
+            cache_dir: cache folder.
+            local_files_only: no network.
+            dtype: of the parameters, whatever the dtype of the file.
             device: of the parameters; None is the CPU.
-            new_head: leave out the file's head, if any, and draw this model's at random, to be trained.
-            num_labels: classes of a new head.
-            id2label: names of a new head's classes, or other names for those of the file's head.
+            new_head: ignore the file's head, if any, and draw this model's head at random, to be trained.
+            num_labels: number of classes of a new head.
+            id2label: class names of a new head, or new names for the classes of the file's head.
 
         Returns:
             The model in eval mode.
 
         Raises:
-            OSError: a file, the repository, the revision or the network is not there.
-            ValueError: the files hold another architecture, or tensors that do not match it.
+            OSError: a file, the repository or the revision does not exist, or the network failed.
+            ValueError: the files hold another architecture, or tensors that do not match the model.
         """
         files = CheckpointFiles(
             name_or_folder, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
@@ -127,7 +127,7 @@ class PreTrainedModel(nn.Module):
         num_labels: int | None = None,
         id2label: Mapping[int, str] | None = None,
     ) -> Self:
-        """Load a model from files that its tokenizer may share, so that both are of one commit."""
+        """Load a model from files that a tokenizer can be loaded from too, so that both are of one commit."""
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype!r}")
         config = cls._choose_labels(DistilBertConfig.from_files(files), num_labels, id2label, new_head)
@@ -140,19 +140,19 @@ class PreTrainedModel(nn.Module):
     def _choose_labels(
         cls, config: DistilBertConfig, num_labels: int | None, id2label: Mapping[int, str] | None, new_head: bool
     ) -> DistilBertConfig:
-        """Return the config with the labels that the caller asks for, where they can be had."""
+        """Return the config with the labels that the caller asks for; an error if the model cannot have them."""
         labels_given = num_labels is not None or id2label is not None
         if new_head and not cls.encoder_prefix:
             raise ValueError(f"{cls.__name__} has no head: leave out new_head=True")
         if new_head and cls.head_has_labels and not labels_given:
-            raise ValueError("new_head=True needs num_labels= or id2label=: the classes the new head is to tell apart")
+            raise ValueError("new_head=True needs num_labels= or id2label=, the classes of the new head")
         if not labels_given:
             return config
         chosen = replace(config, num_labels=num_labels, id2label=id2label)  # type: ignore[arg-type]
         if new_head:
-            return replace(chosen, problem_type=None)  # the stored one was for the head that is left out
+            return replace(chosen, problem_type=None)  # the stored one belongs to the head that is ignored
         if chosen.num_labels != config.num_labels and not cls.head_has_labels:
-            raise ValueError(f"{cls.__name__} has no labels to choose: leave out num_labels= and id2label=")
+            raise ValueError(f"{cls.__name__} has no labels: leave out num_labels= and id2label=")
         if chosen.num_labels != config.num_labels:
             raise ValueError(
                 f"the checkpoint has {config.num_labels} labels, not {chosen.num_labels}: pass new_head=True to draw "
@@ -167,30 +167,30 @@ class PreTrainedModel(nn.Module):
         """Build the model around tensors, in their dtype and without copying them.
 
         Args:
-            config: compared with the tensors before any memory is taken on its word.
-            encoder: the encoder's tensors, named as in the bare encoder.
-            head: the head's, of which the bare encoder takes none; None draws them at random.
-            where: what errors name.
+            config: compared with the tensors before memory is allocated.
+            encoder: the encoder's tensors, named as in `DistilBertModel`.
+            head: the head's tensors, which `DistilBertModel` ignores; None draws them at random.
+            where: name of the checkpoint, for errors.
 
         Raises:
-            ValueError: the tensors are not those of the config.
+            ValueError: the tensors do not match the config.
         """
         layers = {name.split(".")[2] for name in encoder if name.startswith("transformer.layer.")}
-        if len(layers) != config.n_layers:  # before a model is built: so far n_layers is only config.json's word
+        if len(layers) != config.n_layers:  # checked first: a false n_layers must not build a huge model
             raise ValueError(
                 f"{where}: config.json says n_layers={config.n_layers}, the file holds {len(layers)} "
                 f"(its tensors: {', '.join(sorted(encoder)[:3])}, …)"
             )
-        with torch.device("meta"):  # shapes without memory: nothing is drawn that is about to be replaced
+        with torch.device("meta"):  # shapes without memory: the weights come from the file
             model = cls(config)
         tensors = {cls.encoder_prefix + name: tensor for name, tensor in encoder.items()}
-        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}  # a tied one once
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}  # tied parameters appear once
         if head is None:
             shapes = {name: shape for name, shape in shapes.items() if name.startswith(cls.encoder_prefix)}
         elif cls.encoder_prefix:
             tensors |= head
         check_tensors(tensors, shapes, where)
-        model.load_state_dict(tensors, strict=False, assign=True)  # not strict: a tied one comes below, a new head too
+        model.load_state_dict(tensors, strict=False, assign=True)  # not strict: tied parameters and a new head follow
         if head is None:
             parts = [part for name, part in model.named_children() if f"{name}." != cls.encoder_prefix]
             for part in parts:
@@ -203,10 +203,10 @@ class PreTrainedModel(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors, which minibert and transformers both read.
 
-        Whenever this is interrupted, the folder holds the checkpoint that was there before, or this one.
+        If saving is interrupted, the folder holds either the old checkpoint or the new one.
 
         Args:
-            folder: made where missing; files of these names in it are replaced, others left alone.
+            folder: created if missing; the two files are replaced, others are not touched.
 
         Raises:
             OSError: the folder cannot be written to.
@@ -219,18 +219,18 @@ class PreTrainedModel(nn.Module):
 
 
 def split_encoder_and_head(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split a file's tensors into the encoder's, named without `distilbert.`, and a head's; old names become today's.
+    """Split a file's tensors into the encoder's, without the prefix `distilbert.`, and the head's; update old names.
 
     Raises:
-        ValueError: two tensors come to the same name.
+        ValueError: two tensors get the same name.
     """
     encoder: dict[str, Tensor] = {}
     head: dict[str, Tensor] = {}
     for stored_name, tensor in tensors.items():
         name = stored_name.removeprefix("module.")  # written by torch.nn.DataParallel
-        if name.endswith("embeddings.position_ids"):  # old files hold 0, 1, 2, … as a buffer
+        if name.endswith("embeddings.position_ids"):  # a buffer of old files: 0, 1, 2, …
             continue
-        for old, new in ((".gamma", ".weight"), (".beta", ".bias")):  # a LayerNorm's names in TensorFlow
+        for old, new in ((".gamma", ".weight"), (".beta", ".bias")):  # TensorFlow's names for a LayerNorm's parameters
             name = name.removesuffix(old) + new if name.endswith(old) else name
         part = head if name.startswith(HEAD_PREFIXES) else encoder
         name = name.removeprefix("distilbert.")  # written by every model with a head
@@ -241,10 +241,10 @@ def split_encoder_and_head(tensors: Mapping[str, Tensor], where: str) -> tuple[d
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, torch.Size], where: str) -> None:
-    """Compare names, shapes and kinds before a tensor is used.
+    """Compare names, shapes and dtypes before a tensor is used.
 
     Raises:
-        ValueError: naming every tensor that is missing, unexpected, of another shape or kind.
+        ValueError: names every tensor that is missing, unexpected, of another shape, or not floating point.
     """
     problems = []
     if missing := sorted(expected.keys() - found.keys()):
@@ -264,10 +264,10 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, torch.Size
 
 
 def resolve_tie(config: DistilBertConfig, encoder: dict[str, Tensor], head: dict[str, Tensor]) -> DistilBertConfig:
-    """Find out whether a file's masked-LM projector is the word-embedding table itself.
+    """Decide whether a file's masked-LM projector is tied to the word-embedding table; return the config that says so.
 
-    A file that ties the two holds one of them, as a rule the table, or both and equal. Where they differ they are not
-    tied, whatever config.json says.
+    If they are tied, the file holds one of the two (usually the table), or both with equal values. If the values
+    differ, they are not tied, even if config.json says that they are.
     """
     if not config.tie_word_embeddings or PROJECTOR not in head:
         return config

@@ -379,7 +379,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--lengths", type=Path, help="file of numbers: one more batch, with rows of these lengths")
     parser.add_argument("--rounds", type=int, default=9, help="how often each system runs each batch")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each system")
-    parser.add_argument("--save", action="store_true", help="keep the results, as those of this kind of CPU")
+    parser.add_argument("--save", action="store_true", help="keep the results, beside earlier ones of this kind of CPU")
     parser.add_argument("--show", type=Path, metavar="JSON", help="show what an earlier run wrote, and measure nothing")
     parser.add_argument("--table", type=Path, metavar="JSON", help="the same as the README's table")
     parser.add_argument("--plot", type=Path, help="write a picture here (needs matplotlib)")
@@ -409,14 +409,28 @@ def main() -> None:
         if batches:
             results = run_systems(args.systems, batches, folder, args)
             if args.save:
-                file = RESULTS / f"{kind_of_cpu(results['machine'])}.json"
-                file.parent.mkdir(exist_ok=True)
-                file.write_text(json.dumps(results))
+                results = save(results)
             show(results, args.plot)
         if args.start_up:
             time_start_up(folder, args.rounds)
         if args.throughput:
             time_throughput(folder, args.throughput, min(args.rounds, 3))
+
+
+def save(results: Results) -> Results:
+    """Write the results of this kind of CPU; keep what the same systems measured on other batches of this machine."""
+    file = RESULTS / f"{kind_of_cpu(results['machine'])}.json"
+    file.parent.mkdir(exist_ok=True)
+    if file.exists():
+        old = json.loads(file.read_text())
+        if old["machine"] == results["machine"] and old["systems"].keys() == results["systems"].keys():
+            for name, system in results["systems"].items():
+                results["systems"][name] = {key: old["systems"][name][key] | values for key, values in system.items()}
+            measured = old["batches"] | results["batches"]
+            order = [name for name in BATCHES if name in measured] + [name for name in measured if name not in BATCHES]
+            results["batches"] = {name: measured[name] for name in order}
+    file.write_text(json.dumps(results, indent=1) + "\n")
+    return results
 
 
 def show(results: Results, plot: Path | None) -> None:

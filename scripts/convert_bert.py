@@ -1,10 +1,11 @@
 """Turn a BERT encoder into a DistilBERT checkpoint: python scripts/convert_bert.py FOLDER OUT.
 
-DistilBERT's encoder is BERT's without segments, so only the names differ, and one thing is folded away: every token of
-a single text is in segment 0, whose embedding is added to each row of the position table. The hidden states are
-transformers' BertModel's to 1e-5. What is lost: the second segment (of sentence pairs), the pooler and any head.
+DistilBERT's encoder is BERT's without segments. So the tensors get other names, and one is merged: every token of a
+single text is in segment 0, so the embedding of segment 0 is added to each row of the position table. The hidden states
+are those of transformers' BertModel to 1e-5. The second segment (of sentence pairs), the pooler and any head are lost.
 
-This brings small sentence encoders such as MiniLM within reach; they take the mean of the real tokens' hidden states.
+Small sentence encoders such as MiniLM can be converted too: a sentence's vector is then the mean of the hidden states
+of its real tokens.
 """
 
 import argparse
@@ -32,7 +33,7 @@ CONFIG_NAMES = {
     "initializer_range": "initializer_range",
     "pad_token_id": "pad_token_id",
 }
-REQUIRED = {  # what a BERT may have otherwise and DistilBERT cannot; an absent field means this value too
+REQUIRED = {  # BERT can have other values, DistilBERT cannot; a field that is absent has this value
     "model_type": "bert",
     "layer_norm_eps": 1e-12,
     "position_embedding_type": "absolute",
@@ -59,7 +60,7 @@ def convert(source: str, out: Path) -> None:
 
     Raises:
         OSError: a file is missing.
-        ValueError: the model differs from DistilBERT in more than names, or would be replaced by the result.
+        ValueError: the model differs from DistilBERT in more than names; `out` is the folder of `source`.
     """
     if Path(source).resolve() == Path(out).resolve():
         raise ValueError(f"{out}: the result would replace its source; give another folder")
@@ -88,10 +89,10 @@ def convert_config(content: Mapping[str, Any]) -> DistilBertConfig:
 
 
 def convert_tensors(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Rename the tensors and fold the first segment into the positions.
+    """Rename the tensors and add the first segment to the positions.
 
     Raises:
-        ValueError: there is no table of positions or segments to fold.
+        ValueError: there is no table of positions or segments.
     """
     converted = {}
     for stored_name, tensor in tensors.items():

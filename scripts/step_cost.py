@@ -1,6 +1,6 @@
-"""What the named steps cost when nobody looks: time of a call x their number, over one forward of distilbert-base.
+"""Measure what the named steps cost when no hook is set: their number x the time of one call, over one forward.
 
-Run: .venv/bin/python scripts/step_cost.py
+The model has the shape of distilbert-base. Run: .venv/bin/python scripts/step_cost.py
 """
 
 import statistics
@@ -13,7 +13,7 @@ from minibert.model import Step
 
 
 def main() -> None:
-    """Measure both in turn, so that a noisy machine disturbs both, and print the medians."""
+    """Measure both in turn, so that other work on the machine slows down both, and print the medians."""
     model = DistilBertModel(DistilBertConfig(vocab_size=1000)).eval()
     steps = sum(isinstance(module, Step) for module in model.modules())
     step, value = Step(), torch.zeros(1)

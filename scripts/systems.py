@@ -161,8 +161,9 @@ def torch_encoder(folder: Path) -> Run:
 def sgemm(folder: Path) -> Run:
     """A product of two 2048 x 2048 matrices by the kernel of `packed`: what the machine can do."""
     model = DistilBertForSequenceClassification.from_pretrained(folder)
-    kernel = choose_linear(model) or nn.Identity
-    product, a = kernel(nn.Linear(2048, 2048)), torch.randn(2048, 2048)
+    kernel = choose_linear(model)
+    linear, a = nn.Linear(2048, 2048), torch.randn(2048, 2048)
+    product = kernel.of(linear) if kernel else linear
     return lambda ids, mask: product(a)[:1, :2]  # as if logits
 
 

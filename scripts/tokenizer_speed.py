@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Time minibert's tokenizer beside one thread of the Rust library `tokenizers`, on ordinary English.
 
-Both tokenize the same few hundred texts in turn, all through the list, so that whatever else the machine does hits
-both alike; what counts is the ratio of their times. "cold" begins with a new tokenizer, whose tables are empty,
-"warm" goes on with it. Rust is timed with and without the offsets that it computes by default.
+The two take turns, a few hundred texts each time, so that other work of the machine slows both equally; what counts is
+the ratio of their times. "cold" begins with a new tokenizer, whose tables are empty, "warm" repeats the texts with it.
+Rust is timed with and without the offsets that it computes by default.
 
     python scripts/tokenizer_speed.py --checkpoint distilbert-base-uncased --text reviews.txt
 """
@@ -21,17 +21,17 @@ from typing import Any
 from minibert import DEMO
 from minibert.tokenizer import DistilBertTokenizer
 
-CHUNK = 250  # texts that one tokenizer takes before it is the other's turn
+CHUNK = 250  # texts in one turn
 
 
 def made_up_texts(tokenizer: DistilBertTokenizer, count: int, seed: int = 0) -> list[str]:
-    """Make sentences of about twenty words: frequent words often, rare and compound ones now and then."""
+    """Make sentences of about twenty words with the frequencies of Zipf's law, some of them compounds."""
     rng = random.Random(seed)
     words = [token for token in tokenizer.vocab if token.isascii() and token.isalpha() and len(token) > 1]
-    rank = [1 / (i + 1) for i in range(len(words))]  # Zipf's law
+    weights = [1 / (i + 1) for i in range(len(words))]
     texts = []
     for _ in range(count):
-        chosen = rng.choices(words, rank, k=rng.randint(8, 30))
+        chosen = rng.choices(words, weights, k=rng.randint(8, 30))
         chosen = ["".join(rng.sample(words, 2)) if rng.random() < 0.05 else word for word in chosen]
         texts.append(
             " ".join(word + rng.choices(["", ",", "'s", "-"], [30, 2, 1, 1])[0] for word in chosen).capitalize() + "."
@@ -42,7 +42,7 @@ def made_up_texts(tokenizer: DistilBertTokenizer, count: int, seed: int = 0) -> 
 def paired_seconds(
     ours: Callable[[list[str]], Any], theirs: Callable[[list[str]], Any], texts: list[str]
 ) -> tuple[float, float]:
-    """Let both take turns through the texts, and add up the time of each."""
+    """Let the two take turns, and add up the time of each."""
     totals = [0.0, 0.0]
     for start in range(0, len(texts), CHUNK):
         for i, tokenize in enumerate((ours, theirs)):
@@ -92,6 +92,7 @@ def main() -> int:
         times: dict[str, list[tuple[float, float]]] = {"cold": [], "warm": []}
         for _ in range(args.repeat):
             tokenizer = DistilBertTokenizer.from_pretrained(args.checkpoint)
+            tokenizer("")  # the first call makes the empty tables
             for state in times:
                 times[state].append(paired_seconds(tokenizer, theirs, texts))
         for state, pairs in times.items():

@@ -3,7 +3,7 @@
 
     python scripts/train_demo_model.py FOLDER        # FOLDER holds rt-polarity.pos and rt-polarity.neg
 
-Seeded, on one thread, with the vocabulary that stands in the output folder: the same machine gives the same bytes.
+Seeded, on one thread, with the vocabulary in the output folder: the same machine gives the same bytes.
 """
 
 import argparse
@@ -22,7 +22,9 @@ from minibert.study.walk import SENTENCES
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY, LENGTH = 8000, 128
 EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 5, 64, 1e-3, 0.05
-HIDDEN_WORDS = 0.15  # share of the words that each training step replaces by [MASK], so that none is relied on
+HIDDEN_WORDS = (
+    0.15  # share of the words that each training step replaces by [MASK], against overfitting to single words
+)
 AVERAGING = 0.99  # the weights that are kept are a running average of those of each step
 
 Examples = list[tuple[str, int]]
@@ -37,10 +39,12 @@ def main() -> None:
         "--train-vocab", action="store_true", help="train a new vocabulary first; it varies from run to run"
     )
     parser.add_argument("--validate", action="store_true", help="hold out a second tenth, to choose settings by")
-    parser.add_argument("--report", action="store_true", help="train nothing, measure what stands in the output folder")
+    parser.add_argument("--report", action="store_true", help="train nothing, measure what is in the output folder")
     options = parser.parse_args()
     if options.report and (options.validate or options.train_vocab):
-        parser.error("--report measures what was trained on all but the first tenth: it goes alone")
+        parser.error(
+            "--report measures a model trained on all but the first tenth: leave out --validate and --train-vocab"
+        )
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(0)
@@ -54,7 +58,7 @@ def main() -> None:
 
 
 def train_model(examples: Examples, out: Path, new_vocabulary: bool) -> None:
-    """Train from scratch and save, with the vocabulary that stands in `out` or a new one."""
+    """Train from scratch and save, with the vocabulary in `out` or a new one."""
     if new_vocabulary:
         train_vocabulary([text for text, _ in examples], VOCABULARY, out)
     vocab = {token: i for i, token in enumerate((out / "vocab.txt").read_text("utf-8").split("\n")[:-1])}
@@ -148,12 +152,14 @@ def report(folder: Path, held_out: Examples) -> None:
     logits = pack(model)(**inputs).logits
     accuracy = (logits.argmax(-1) == labels).float().mean().item()
     majority = max(labels.float().mean().item(), 1 - labels.float().mean().item())
-    print(f"held-out tenth, {len(held_out)} texts: accuracy {accuracy:.1%}; always the commoner label {majority:.1%}")
+    print(
+        f"held-out tenth, {len(held_out)} texts: accuracy {accuracy:.1%}; always the more frequent label {majority:.1%}"
+    )
     if Int8Linear.is_available():
-        rounded = pack(model, int8=True)(**inputs).logits
-        accuracy = (rounded.argmax(-1) == labels).float().mean().item()
-        kept = (rounded.argmax(-1) == logits.argmax(-1)).sum().item()
-        change, spread = (rounded - logits).abs(), logits.std().item()
+        quantized = pack(model, int8=True)(**inputs).logits
+        accuracy = (quantized.argmax(-1) == labels).float().mean().item()
+        kept = (quantized.argmax(-1) == logits.argmax(-1)).sum().item()
+        change, spread = (quantized - logits).abs(), logits.std().item()
         print(
             f"int8: accuracy {accuracy:.1%}, {kept} of {len(held_out)} labels kept; logits (standard deviation "
             f"{spread:.2f}) change by {change.mean().item():.3f} on average, {change.max().item():.3f} at most"

@@ -1,4 +1,4 @@
-"""Saved checkpoints for the tests to spoil, and what to compare them with."""
+"""Saved checkpoints, functions that damage them, and comparisons."""
 
 import json
 
@@ -22,13 +22,13 @@ def saved(folder, head=CLASSIFIER, **config):
 
 
 def write_tensors(tensors, path):
-    """Write a file anew: the one that was there goes on to exist for tensors that are mapped from it."""
+    """Write a new file; delete the old one first, because tensors may be mapped from it."""
     path.unlink(missing_ok=True)
     save_file(tensors, path)
 
 
 def rewrite(folder, change):
-    """Replace the tensors by what `change` makes of each name and tensor: another pair, or None for none."""
+    """Replace each name and tensor by what `change` returns: another pair, or None to leave the tensor out."""
     pairs = [change(name, tensor) for name, tensor in load_file(folder / WEIGHTS).items()]
     write_tensors(dict(pair for pair in pairs if pair is not None), folder / WEIGHTS)
 
@@ -40,7 +40,7 @@ def rewrite_config(folder, **fields):
 
 
 def assert_equal_parameters(a, b):
-    """The same names, the same bits; of tied parameters one counts."""
+    """The same names and the same bits; tied parameters are compared once."""
     a, b = dict(a.named_parameters()), dict(b.named_parameters())
     assert a.keys() == b.keys()
     for name in a:

@@ -1,4 +1,4 @@
-"""What every test starts from: a fixed seed, and no network; and what it needs of the machine."""
+"""For all tests: a fixed seed, no network, skipped tests that the machine cannot run, and shared fixtures."""
 
 import os
 
@@ -14,7 +14,12 @@ from .checkpoints import saved
 from .command_line import OFFICIAL, save_classifier
 from .hub import files, loopback_hub
 
-torch.set_num_threads(1)  # the models are tiny: a second thread would only wait for the first
+# scripts/simulate.py sets both variables. The models are tiny: a second thread makes them slower.
+torch.set_num_threads(int(os.environ.get("MINIBERT_THREADS", "1")))
+for name in filter(None, os.environ.get("MINIBERT_WITHOUT", "").split(",")):  # "mkl", "mkldnn"
+    getattr(torch.backends, name).is_available = lambda: False
+    if name == "mkldnn":
+        torch.backends.mkldnn.enabled = False
 
 
 def pytest_configure(config):

@@ -32,20 +32,20 @@ class Repository:
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)  # commit -> filename -> content
     main: str = ""
-    token: str | None = None  # who does not send it is told that there is no such repository ...
-    gated: bool = False  # ... or, here, to ask for access
+    token: str | None = None  # a request without it is answered "no such repository" ...
+    gated: bool = False  # ... or, if this is True, "access is restricted"
     moved_to: str | None = None
 
 
 class Hub:
-    """The server, its repositories, its faults and what was asked of it."""
+    """The server, its repositories, its faults and the requests it received."""
 
     def __init__(self):
         self.repositories = {}
         self.faults = {}  # filename -> one of the above
         self.after = {}  # filename -> function to call once the file has been sent
         self.requests = []  # "HEAD main/config.json", …
-        self.naps = []  # the client sleeps between its tries: here it only says for how long it would have
+        self.naps = []  # seconds that the client would have slept between its tries; here it does not sleep
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
@@ -59,14 +59,14 @@ class Hub:
         return commit
 
     def stop(self):
-        """Go off the net: from now on connections are refused."""
+        """Stop the server: from now on connections are refused."""
         self.server.shutdown()
         self.server.server_close()
 
 
 @contextlib.contextmanager
 def loopback_hub(monkeypatch, cache):
-    """Start a Hub without repositories, and have huggingface_hub know no other, with an empty cache and no token."""
+    """Start a Hub without repositories; huggingface_hub uses only this one, with an empty cache and no token."""
     from huggingface_hub import constants, file_download
     from huggingface_hub.utils import _http
 
@@ -90,7 +90,7 @@ def loopback_hub(monkeypatch, cache):
 
 
 def new_session():
-    """Have huggingface_hub forget its connections and what it knew when it made them: a proxy, offline mode."""
+    """Let huggingface_hub forget its connections and the settings they were made with: proxy, offline mode."""
     from huggingface_hub.utils import _http
 
     (_http.reset_sessions if hasattr(_http, "reset_sessions") else _http.close_session)()
@@ -151,7 +151,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(206 if start else 200, headers, content, sent=half if fault == BREAK else None)
 
     def error(self, status, code="", headers=()):
-        self.send(status, {"X-Error-Code": code, "X-Error-Message": f"told so by {self.hub.url}", **dict(headers)})
+        self.send(status, {"X-Error-Code": code, "X-Error-Message": f"from {self.hub.url}", **dict(headers)})
 
     def send(self, status, headers, content=b"", sent=None):
         self.send_response(status)
@@ -164,7 +164,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[:sent])
 
     def log_message(self, *args):
-        """Keep quiet."""
+        """Print no log."""
 
 
 def etag(filename, content):
@@ -175,5 +175,5 @@ def etag(filename, content):
 
 
 def files(folder):
-    """The files of a folder, as a commit holds them."""
+    """The files of a folder, from name to content."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}

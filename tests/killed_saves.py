@@ -16,7 +16,7 @@ from minibert import DistilBertForSequenceClassification
 
 
 def kill_at_step(step, folder):
-    """Have this process killed just before its nth dealing with a file in `folder`: Python tells an audit hook."""
+    """Kill this process just before its nth file operation in `folder`; Python reports each one to an audit hook."""
     steps = itertools.count()
 
     def hook(event, arguments):
@@ -36,7 +36,7 @@ def every_step(old, new, out):
             kill_at_step(step, folder)
             model.save_pretrained(folder)
             os._exit(0)
-        if os.waitpid(child, 0)[1] == 0:  # it came to its end
+        if os.waitpid(child, 0)[1] == 0:  # the save was not killed
             break
 
 
@@ -46,7 +46,7 @@ def random_times(old, new, out):
         folder = os.path.join(out, str(attempt))
         shutil.copytree(old, folder)
         if not (child := os.fork()):
-            for model in models * 50:  # longer than it will live
+            for model in models * 50:  # more saves than it can finish before the kill
                 model.save_pretrained(folder)
             os._exit(0)
         time.sleep(random.uniform(0, 0.05))

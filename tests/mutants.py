@@ -234,9 +234,9 @@ MUTANTS = [
         head="DistilBertForMaskedLM",
     ),
     Mutant(
-        "begin and end of the answer swapped",
+        "start and end of the answer swapped",
         "heads.py",
-        {"start_logits, end_logits = self.qa": "end_logits, start_logits = self.qa"},
+        {"start_logits, end_logits = self.head": "end_logits, start_logits = self.head"},
         "start_logits",
         head="DistilBertForQuestionAnswering",
     ),

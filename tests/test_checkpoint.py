@@ -1,4 +1,4 @@
-"""Loading a folder: strict, every mismatch named, nothing drawn at random that the file holds."""
+"""Loading a folder: every mismatch is an error that names it, and no weight is random if the file holds it."""
 
 import json
 import re
@@ -9,10 +9,12 @@ from safetensors.torch import load_file
 
 import minibert
 from minibert import (
+    DistilBertConfig,
     DistilBertForMaskedLM,
     DistilBertForSequenceClassification,
     DistilBertModel,
 )
+from minibert.checkpoint import CheckpointFiles
 
 from .checkpoints import CLASSIFIER, WEIGHTS, assert_equal_parameters, rewrite, rewrite_config, saved, write_tensors
 from .models import HEADS, batch, model, tensors
@@ -25,7 +27,7 @@ def load(folder, **arguments):
     return DistilBertForSequenceClassification.from_pretrained(folder, **arguments)
 
 
-# What comes back
+# What was saved is loaded
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -47,6 +49,14 @@ def test_the_bare_encoder_is_taken_from_any_file(tmp_path, head):
     ours = model(head)
     ours.save_pretrained(tmp_path)
     assert_equal_parameters(getattr(ours, "distilbert", ours), DistilBertModel.from_pretrained(tmp_path))
+
+
+def test_config_json_is_read_once(tmp_path):
+    ours = saved(tmp_path)
+    files = CheckpointFiles(tmp_path)
+    assert DistilBertConfig.from_files(files) == ours.config
+    rewrite_config(tmp_path, n_layers=3)
+    assert_equal_parameters(DistilBertForSequenceClassification.from_files(files), ours)
 
 
 def test_loading_draws_no_random_number(tmp_path):
@@ -91,7 +101,7 @@ def test_a_dtype_that_cannot_compute_is_refused(tmp_path, dtype):
         load(tmp_path, dtype=dtype)
 
 
-# Names of other days and other tools
+# Old names
 
 
 @pytest.mark.parametrize(
@@ -173,7 +183,7 @@ def test_a_word_table_stored_only_as_the_projector_is_found(tmp_path, kind):
     assert_equal_parameters(kind.from_pretrained(tmp_path), expected)
 
 
-def test_an_untied_projector_that_is_missing_is_missed(tmp_path):
+def test_an_untied_projector_that_is_missing_is_named(tmp_path):
     saved(tmp_path, "DistilBertForMaskedLM")
     rewrite_config(tmp_path, tie_word_embeddings=False)
     with pytest.raises(ValueError, match=r"missing \['vocab_projector.weight'\]"):
@@ -186,7 +196,7 @@ def test_an_untied_projector_that_is_missing_is_missed(tmp_path):
 def test_everything_that_does_not_match_is_named_at_once(tmp_path):
     saved(tmp_path)
 
-    def spoil(name, tensor):
+    def damage(name, tensor):
         if name == "classifier.bias":
             return None
         if name == "classifier.weight":
@@ -195,7 +205,7 @@ def test_everything_that_does_not_match_is_named_at_once(tmp_path):
             return name, tensor.long()
         return (name + "s" if name == "pre_classifier.weight" else name), tensor
 
-    rewrite(tmp_path, spoil)
+    rewrite(tmp_path, damage)
     with pytest.raises(ValueError, match="the file and the model do not match") as error:
         load(tmp_path)
     for complaint in (
@@ -233,7 +243,7 @@ def test_another_head_is_refused(tmp_path, head):
 
 
 @pytest.mark.parametrize(
-    ("lie", "message"),
+    ("false", "message"),
     [
         ({"dim": 10**6, "vocab_size": 10**6, "n_heads": 1}, r"the file, config.json says \(1000000, 1000000\)"),
         (
@@ -246,8 +256,8 @@ def test_another_head_is_refused(tmp_path, head):
         ({"num_labels": 3, "id2label": None}, r"classifier.bias is \(2,\) in the file, config.json says \(3,\)"),
     ],
 )
-def test_a_config_that_lies_takes_no_memory_and_no_time(tmp_path, lie, message):
+def test_a_false_config_allocates_no_memory(tmp_path, false, message):
     saved(tmp_path)
-    rewrite_config(tmp_path, **lie)  # the first three ask for terabytes
+    rewrite_config(tmp_path, **false)  # the first three ask for terabytes
     with pytest.raises(ValueError, match=message):
         load(tmp_path)

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: shards, pickles, damaged files, and names that are no folder."""
+"""The files of a checkpoint: shards, pickles, damaged files, and names that are not a folder."""
 
 import json
 import pickle
@@ -74,7 +74,7 @@ def test_the_weights_file_that_config_json_names_comes_first(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../other.safetensors", "adapter_model.bin", ["other.safetensors"]])
-def test_config_json_may_name_no_other_kind_of_file(tmp_path, name):
+def test_config_json_must_name_a_safetensors_file(tmp_path, name):
     saved(tmp_path)
     rewrite_config(tmp_path, transformers_weights=name)
     with pytest.raises(ValueError, match="is not the name of a safetensors file beside config"):
@@ -104,20 +104,20 @@ def test_a_pickle_is_read_where_there_is_no_safetensors_file(tmp_path, zipped):
 
 
 class Hostile:
-    """What a pickle may run when it is opened."""
+    """Runs code when it is unpickled."""
 
     def __reduce__(self):
         return Path.touch, (Path("ran"),)
 
 
 @pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
-def test_what_a_hostile_pickle_says_is_never_run(tmp_path, monkeypatch, write):
+def test_code_in_a_hostile_pickle_is_never_run(tmp_path, monkeypatch, write):
     saved(tmp_path)
     monkeypatch.chdir(tmp_path)
     pickled(tmp_path, {})
     write({"classifier.bias": Hostile()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(
-        ValueError, match=r"pytorch_model.bin: not a file of tensors only .*Replace it by an intact copy"
+        ValueError, match=r"pytorch_model.bin: not a file of tensors only .*Replace it with an intact copy"
     ):
         load(tmp_path)
     assert not (tmp_path / "ran").exists()
@@ -126,10 +126,10 @@ def test_what_a_hostile_pickle_says_is_never_run(tmp_path, monkeypatch, write):
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        (torch.zeros(1).expand(2), "'classifier.bias' is none"),  # two numbers by its word, one in the file
-        (torch.zeros(2).to_sparse(), "'classifier.bias' is none"),
-        (torch.zeros(2, device="meta"), "'classifier.bias' is none"),
-        ([0.0, 0.0], "'classifier.bias' is none"),
+        (torch.zeros(1).expand(2), "'classifier.bias' is not one"),  # two numbers in its shape, one in the file
+        (torch.zeros(2).to_sparse(), "'classifier.bias' is not one"),
+        (torch.zeros(2, device="meta"), "'classifier.bias' is not one"),
+        ([0.0, 0.0], "'classifier.bias' is not one"),
     ],
     ids=["strides of 0", "sparse", "meta", "list"],
 )
@@ -147,31 +147,31 @@ def test_a_pickle_of_something_else_is_refused(tmp_path):
         load(tmp_path)
 
 
-# Damaged files, and folders that are none
+# Damaged files, and names that are not a folder
 
 
 @pytest.mark.parametrize("filename", [WEIGHTS, "config.json", "model.safetensors.index.json", "pytorch_model.bin"])
 @pytest.mark.parametrize(
-    "spoil",
+    "damage",
     [lambda content: b"", lambda content: content[: len(content) // 2], lambda content: b"\xff" * len(content)],
     ids=["empty", "cut in half", "garbage"],
 )
-def test_a_damaged_file_is_named_and_left_where_it_is(tmp_path, filename, spoil):
+def test_a_damaged_file_is_named_and_left_where_it_is(tmp_path, filename, damage):
     saved(tmp_path)
     if filename == "model.safetensors.index.json":
         shard(tmp_path)
     if filename == "pytorch_model.bin":
         pickled(tmp_path, load_file(tmp_path / WEIGHTS))
     path = tmp_path / filename
-    path.write_bytes(spoil(path.read_bytes()))
+    path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=re.escape(f"{path}: not ")) as error:
         load(tmp_path)
-    assert str(error.value).endswith("Replace it by an intact copy")
+    assert str(error.value).endswith("Replace it with an intact copy")
     assert "\n" not in str(error.value)
     assert path.exists()
 
 
-def test_a_zip_that_is_no_checkpoint_is_refused(tmp_path):
+def test_a_zip_that_is_not_a_checkpoint_is_refused(tmp_path):
     saved(tmp_path)
     (tmp_path / WEIGHTS).unlink()
     with zipfile.ZipFile(tmp_path / "pytorch_model.bin", "w") as archive:
@@ -192,13 +192,13 @@ def test_a_folder_without_weights_names_the_files_looked_for(tmp_path):
 @pytest.mark.parametrize(
     "name", ["./missing", "/missing", "~/missing", "a/b/c", "..\\missing", Path("missing"), Path("a/b")]
 )
-def test_a_path_that_does_not_exist_is_no_hub_name(name):
+def test_a_path_that_does_not_exist_is_not_a_hub_name(name):
     with pytest.raises(OSError, match="no such folder") as error:
         load(name)
     assert str(name) in str(error.value)
 
 
-def test_a_file_is_no_folder(tmp_path, monkeypatch):
+def test_a_file_is_not_a_folder(tmp_path, monkeypatch):
     saved(tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OSError, match=r"model.safetensors: no such folder"):

@@ -8,9 +8,10 @@ import torch
 
 import minibert
 from minibert.study import edit
-from minibert.study.compare import MODELS, compare, compare_checkpoint
+from minibert.study.compare import compare, compare_checkpoint
+from minibert.study.models import MODELS
 
-from .models import HEADS, MASKS, batch, labels, model
+from .models import HEADS, MASKS, SHAPES, batch, labels, model
 
 each_head = pytest.mark.parametrize("head", HEADS)
 SCORES = {"scores", "masked_scores"}  # only these are hidden inside transformers' attention
@@ -23,12 +24,14 @@ def last_names(names):
 @pytest.mark.parametrize("mask", MASKS)
 @each_head
 def test_every_value_agrees_with_the_oracle(head, mask):
-    found = compare(model(head).double(), "oracle", batch(head, mask))
-    assert found.ok
-    assert last_names(found.not_given) == {"dropout"}
-    assert 0 < found.error_real < 1e-12 < found.tolerance == 1e-9
-    assert (found.error_padded > 0) == (found.padded > 0) == (mask in ("ragged", "left", "holes"))
-    assert len(found.steps) > 40
+    each = model(head).double()
+    for shape in SHAPES:
+        found = compare(each, "oracle", batch(head, mask, shape))
+        assert found.ok
+        assert last_names(found.not_given) == {"dropout"}
+        assert 0 < found.error_real < 1e-12 < found.tolerance == 1e-9
+        assert (found.error_padded > 0) == (found.padded > 0)
+        assert len(found.steps) > 40
 
 
 def test_float32_agrees_with_the_oracle_to_its_own_rounding():
@@ -158,6 +161,7 @@ def test_prints_a_table_and_what_comes_of_it():
     assert lines[0] == "DistilBertModel and oracle, float64, a batch of 3 x 7, 9 padded"
     assert lines[2].split("  ")[0] == "value"
     assert lines[3].split() == ["embeddings.word_embeddings", "3", "x", "7", "x", "32", "OK", "yes", "0", "0"]
+    assert lines[-3] == "An error is |ours - other's| / max(1, |other's|), the largest of a value's numbers."
     assert lines[-2] == "24 values: equal to rounding (tolerance 1e-09)"
     assert lines[-1] == (
         "Not given by oracle: embeddings.dropout, transformer.layer.*.attention.dropout, "
@@ -289,11 +293,11 @@ def test_a_checkpoint_that_differs_from_transformers_is_shown_value_by_value(tmp
     assert lines[0] == str(tmp_path)
     assert lines[3].split()[:6] == ["transformers.DistilBertModel", "float32", "2", "x", "4", "3"]
     assert lines[3].endswith("DIFFERENT, first at embeddings.LayerNorm")
-    assert lines[8] == (
+    assert lines[9] == (
         "Not given by transformers.DistilBertModel: "
         "transformer.layer.*.attention.scores, transformer.layer.*.attention.masked_scores"
     )
-    assert lines[10] == "DistilBertModel and transformers.DistilBertModel, float32, a batch of 2 x 4, 3 padded"
+    assert lines[11] == "DistilBertModel and transformers.DistilBertModel, float32, a batch of 2 x 4, 3 padded"
 
 
 def test_a_checkpoint_that_names_no_class_is_compared_as_the_encoder(tmp_path):

@@ -1,11 +1,15 @@
-"""config.json of every age is read; what no DistilBERT can be is refused by name."""
+"""Old and new config.json files are read; a value that no DistilBERT can have is refused by name."""
 
+import copy
+import dataclasses
 import json
 import logging
+import pickle
 
 import pytest
 
 from minibert import DistilBertConfig
+from minibert.config import ALIASES, SIZES
 
 BASE_2019 = {  # distilbert-base-uncased as first published: no model_type, no architectures
     "activation": "gelu",
@@ -69,7 +73,7 @@ def test_aliases_mean_dim_layers_and_heads():
     assert (config.dim, config.n_layers, config.n_heads) == (64, 3, 4)
 
 
-def test_label_names_come_with_strings_for_numbers():
+def test_class_numbers_are_strings_in_json():
     config = DistilBertConfig.from_dict(BASE_2021)
     assert config.id2label == {0: "NEGATIVE", 1: "POSITIVE"}
     assert config.label2id == {"NEGATIVE": 0, "POSITIVE": 1}
@@ -100,7 +104,7 @@ def test_num_labels_wins_over_the_names_that_old_fine_tuning_left_in_place(caplo
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"hidden_size": 64, "dim": 32}, "dim is 32 but hidden_size, its other name, is 64"),
+        ({"hidden_size": 64, "dim": 32}, "dim is 32 but hidden_size, another name for it, is 64"),
         ({"activation": "gelu_new"}, r"activation must be one of \('gelu', 'relu'\), got 'gelu_new'"),
         ({"dim": 100, "n_heads": 12}, r"dim \(100\) must be divisible by n_heads \(12\)"),
         ({"n_layers": 0}, "n_layers must be an integer from 1 to 1000000, got 0"),
@@ -122,7 +126,7 @@ def test_num_labels_wins_over_the_names_that_old_fine_tuning_left_in_place(caplo
         ({"num_labels": 0}, "num_labels must be an integer from 1"),
     ],
 )
-def test_what_no_distilbert_can_be_is_refused_by_name(content, message):
+def test_an_impossible_value_is_refused_by_name(content, message):
     with pytest.raises(ValueError, match=message):
         DistilBertConfig.from_dict({"model_type": "distilbert"} | content)
 
@@ -143,6 +147,103 @@ def test_another_architecture_is_refused_by_name(content, model_type):
 def test_a_config_survives_json():
     config = DistilBertConfig(dim=64, n_heads=4, id2label={0: "nö", 1: "yes"}, problem_type="regression", dropout=0)
     assert DistilBertConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+# In Python
+
+
+@pytest.mark.parametrize(("alias", "name"), ALIASES.items())
+def test_both_names_of_a_size_are_taken_and_read(alias, name):
+    config = DistilBertConfig(**{alias: 24})
+    assert getattr(config, alias) == getattr(config, name) == config.get(alias) == config.get(name) == 24
+    with pytest.raises(ValueError, match=f"{name} is 24 but {alias}, another name for it, is 12"):
+        DistilBertConfig(**{alias: 12, name: 24})
+
+
+def test_an_unknown_keyword_is_kept_with_a_warning_and_not_saved():
+    with pytest.warns(UserWarning, match="DistilBERT has no output_attentions, use_cache: the config keeps them"):
+        config = DistilBertConfig(use_cache=False, output_attentions=True)
+    config.use_cache = True  # as a Trainer does, without a warning
+    assert (config.use_cache, config.get("use_cache"), config.get("pruned_heads", {})) == (True, True, {})
+    assert config == DistilBertConfig()
+    assert config.to_dict() == DistilBertConfig().to_dict()
+    with pytest.raises(AttributeError):
+        config.pruned_heads  # noqa: B018
+
+
+@pytest.mark.parametrize("name", [*SIZES, *ALIASES])
+def test_a_size_cannot_be_set(name):
+    config = DistilBertConfig()
+    field = ALIASES.get(name, name)
+    with pytest.raises(AttributeError, match=rf"{field} cannot be set: dataclasses.replace\(config, {field}=48\)"):
+        setattr(config, name, 48)
+    assert config == DistilBertConfig()
+    assert getattr(dataclasses.replace(config, **{field: 48}), name) == 48
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("dropout", 2, "dropout must be a probability"),
+        ("problem_type", "ranking", "problem_type must be None or one of"),
+        ("pad_token_id", 30522, "pad_token_id must be a token id below vocab_size"),
+        ("activation", "gelu_new", "activation must be one of"),
+        ("num_labels", 0, "num_labels must be an integer from 1"),
+        ("id2label", {1: "no"}, "id2label must name the classes 0 to 0"),
+        ("label2id", {"no": "zero"}, "id2label must map class numbers to names"),
+        ("label2id", ["no"], "label2id must be the inverse of id2label"),
+    ],
+)
+def test_every_other_field_is_checked_when_it_is_set(name, value, message):
+    config = DistilBertConfig()
+    with pytest.raises(ValueError, match=message):
+        setattr(config, name, value)
+    assert config == DistilBertConfig()
+
+
+def test_the_three_fields_of_labels_are_set_together():
+    config = DistilBertConfig()
+    config.label2id = {"no": 0, "maybe": 1, "yes": 2}
+    assert (config.num_labels, config.id2label) == (3, {0: "no", 1: "maybe", 2: "yes"})
+    config.num_labels = 3
+    assert config.label2id == {"no": 0, "maybe": 1, "yes": 2}
+    config.num_labels = 1
+    assert (config.id2label, config.label2id) == ({0: "LABEL_0"}, {"LABEL_0": 0})
+    config.id2label = {"0": "no", "1": "yes"}
+    assert (config.num_labels, config.label2id) == (2, {"no": 0, "yes": 1})
+    config.dropout, config.problem_type = 0.5, "regression"
+    assert config == DistilBertConfig(label2id={"no": 0, "yes": 1}, dropout=0.5, problem_type="regression")
+
+
+def test_contradictory_labels_are_refused():
+    with pytest.raises(ValueError, match="label2id must be the inverse of id2label"):
+        DistilBertConfig(id2label={0: "no", 1: "yes"}, label2id={"no": 1, "yes": 0})
+    with pytest.raises(ValueError, match=r"id2label must name the classes 0 to 2 \(num_labels\)"):
+        DistilBertConfig(num_labels=3, label2id={"no": 0, "yes": 1})
+
+
+def test_a_config_is_built_again_from_its_dict_and_copied():
+    config = DistilBertConfig(dim=64, n_heads=4, id2label={0: "no", 1: "yes"})
+    config.use_cache = False
+    for again in (DistilBertConfig(**config.to_dict()), copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert again == config
+    assert copy.copy(config).use_cache is False
+    assert config.to_dict()["model_type"] == config.model_type == "distilbert"
+    with pytest.raises(ValueError, match="model_type is 'bert'"):
+        DistilBertConfig(model_type="bert")
+
+
+def test_a_saved_config_is_read_again_with_other_values(tmp_path):
+    config = DistilBertConfig(dim=64, n_heads=4, id2label={0: "no", 1: "yes"})
+    config.save_pretrained(tmp_path / "new")
+    assert (tmp_path / "new" / "config.json").read_text() == config.to_json_string()
+    assert DistilBertConfig.from_pretrained(tmp_path / "new") == config
+    other = DistilBertConfig.from_pretrained(tmp_path / "new", num_labels=3, hidden_size=32, dropout=0)
+    assert other == dataclasses.replace(config, num_labels=3, id2label=None, dim=32, dropout=0)
+    assert DistilBertConfig.from_pretrained(tmp_path / "new", num_labels=2) == config
+
+
+# Files
 
 
 @pytest.mark.parametrize(
@@ -171,6 +272,7 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize("content", [BASE_2019 | {"model_type": "distilbert"}, BASE_2021, ALIASED])
 def test_transformers_reads_the_same_from_the_same_file(content):
     transformers = pytest.importorskip("transformers")
+    assert transformers.DistilBertConfig.attribute_map == ALIASES
     theirs = transformers.DistilBertConfig.from_dict(content)
     ours = DistilBertConfig.from_dict(content)
     for name, value in ours.to_dict().items():
@@ -178,7 +280,7 @@ def test_transformers_reads_the_same_from_the_same_file(content):
 
 
 @pytest.mark.reference
-def test_transformers_reads_our_file_without_a_word(caplog):
+def test_transformers_reads_our_file_without_a_warning(caplog):
     transformers = pytest.importorskip("transformers")
     config = DistilBertConfig(num_labels=3, problem_type="single_label_classification")
     with caplog.at_level(logging.WARNING, "transformers"):

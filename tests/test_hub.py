@@ -1,4 +1,4 @@
-"""The real huggingface_hub client against a Hub on loopback: what is asked for, what is kept, what is said."""
+"""The real huggingface_hub client against a Hub on loopback: requests, cache and error messages."""
 
 import io
 import json
@@ -23,7 +23,7 @@ def pickle_of(tensors):
     return file.getvalue()
 
 
-# What is asked for
+# Requests
 
 
 def test_a_fresh_download_takes_all_files_of_one_commit(hub, tiny_files):
@@ -120,7 +120,7 @@ def test_a_cached_checkpoint_loads_when_the_hub_is_out_of_reach(hub, tiny_files)
     assert len(hub.naps) <= ONE_WAIT
 
 
-def test_the_hub_is_waited_for_once_only(hub):
+def test_an_unreachable_hub_is_waited_for_only_once(hub):
     hub.stop()
     files = CheckpointFiles(NAME)
     with pytest.raises(OSError, match=r"someone/tiny: config\.json is not in the cache, and the download failed \(Con"):
@@ -136,7 +136,7 @@ def test_a_half_cached_checkpoint_says_what_is_missing(hub, tiny_files):
     DistilBertConfig.from_pretrained(NAME)
     hub.stop()
     with pytest.raises(
-        OSError, match=r"model\.safetensors, .* is not in the cache.*Try again when the Hub is within reach"
+        OSError, match=r"model\.safetensors, .* is not in the cache.*Try again when the Hub can be reached"
     ):
         load_tiny()
 
@@ -155,7 +155,7 @@ def test_a_cache_that_does_not_know_which_files_there_are_will_do(hub, tiny_file
     assert tokenizer("Nice").input_ids == [2, 4, 3]
 
 
-def test_local_files_only_asks_for_nothing(hub, tiny_files):
+def test_local_files_only_sends_no_request(hub, tiny_files):
     hub.commit(NAME, tiny_files)
     with pytest.raises(OSError, match="not in the cache, and local_files_only=True forbids the download"):
         load_tiny(local_files_only=True)
@@ -166,7 +166,7 @@ def test_local_files_only_asks_for_nothing(hub, tiny_files):
     assert hub.requests == []
 
 
-def test_offline_mode_asks_for_nothing(hub, tiny_files, monkeypatch):
+def test_offline_mode_sends_no_request(hub, tiny_files, monkeypatch):
     from huggingface_hub import constants
 
     hub.commit(NAME, tiny_files)
@@ -197,7 +197,7 @@ def test_a_file_that_main_gains_is_found_though_it_was_missing_before(hub, tiny_
     assert CheckpointFiles(NAME).find("vocab.txt").read_bytes() == b"[PAD]"
 
 
-# What is not there
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_file_that_main_gains_is_found_though_it_was_missing_before(hub, tiny_
             {},
             "someone/typo: no such folder here, and no such repository on the Hub. Check the spelling",
         ),
-        (NAME, {"revision": "v9"}, "someone/tiny: it has no revision 'v9' on the Hub. Pass a branch, a tag or a whole"),
+        (NAME, {"revision": "v9"}, "someone/tiny: no revision 'v9' on the Hub. Pass a branch, a tag or a full"),
         ("someone/gated", {}, "access to this repository is restricted. Ask for access on its Hub page, then log in"),
         (
             "someone/private",
@@ -226,7 +226,7 @@ def test_a_file_that_main_gains_is_found_though_it_was_missing_before(hub, tiny_
         ),
     ],
 )
-def test_what_is_not_there_is_said_in_one_line(hub, tiny_files, name, arguments, message):
+def test_each_error_is_one_line_with_the_way_out(hub, tiny_files, name, arguments, message):
     hub.commit(NAME, tiny_files)
     hub.commit("someone/gated", tiny_files, token="hf_right", gated=True)
     hub.commit("someone/private", tiny_files, token="hf_right")

@@ -1,4 +1,4 @@
-"""A Hub that fails: one line says what and what to do, nothing half-written stays, and the next try succeeds."""
+"""A Hub that fails: the error is one line with the way out, no partial file is kept, and the next try succeeds."""
 
 import re
 
@@ -26,7 +26,7 @@ def blobs(tmp_path):
 
 @pytest.mark.parametrize("filename", ["config.json", WEIGHTS])
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_a_fault_is_said_in_one_line_leaves_nothing_behind_and_the_next_try_succeeds(
+def test_after_a_fault_the_error_is_one_line_no_partial_file_is_kept_and_the_next_try_succeeds(
     hub, tiny_files, tmp_path, filename, fault
 ):
     hub.commit(NAME, tiny_files)
@@ -43,7 +43,7 @@ def test_a_fault_is_said_in_one_line_leaves_nothing_behind_and_the_next_try_succ
 
 
 @pytest.mark.parametrize("fault", [DROP, DROP_HEAD, 503, 429])
-def test_a_faulty_hub_does_not_matter_once_the_files_are_cached(hub, tiny_files, fault):
+def test_cached_files_are_used_when_the_hub_fails(hub, tiny_files, fault):
     hub.commit(NAME, tiny_files)
     load_tiny()
     hub.faults["config.json"] = fault
@@ -51,7 +51,7 @@ def test_a_faulty_hub_does_not_matter_once_the_files_are_cached(hub, tiny_files,
     assert len(hub.naps) <= ONE_WAIT
 
 
-def test_where_the_cache_stands_in_for_a_dropped_connection_the_log_says_so(hub, tiny_files, caplog):
+def test_a_warning_says_that_the_cache_is_used_after_a_dropped_connection(hub, tiny_files, caplog):
     hub.commit(NAME, tiny_files)
     load_tiny()
     hub.faults["config.json"] = DROP_HEAD
@@ -71,6 +71,6 @@ def test_a_file_damaged_in_the_cache_is_deleted_and_the_next_try_succeeds(hub, t
     load_tiny()
     for path in (tmp_path / "cache").rglob(f"snapshots/*/{bad}"):
         path.write_bytes(b"?" * 100)
-    with pytest.raises(ValueError, match="It was deleted from the cache: try again to download it anew"):
+    with pytest.raises(ValueError, match="It was deleted from the cache: try again to download it once more"):
         load_tiny()
     load_tiny()

@@ -18,12 +18,12 @@ from minibert.study import (
 
 from .models import HEADS, batch, model
 
-CLASSIFIER = "DistilBertForSequenceClassification"
+CLASSIFIER, CHOICES = "DistilBertForSequenceClassification", "DistilBertForMultipleChoice"
 CONTEXT = "distilbert.transformer.layer.{}.attention.context"
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_head_ablated_to_zero_says_nothing(head):
+def test_a_head_ablated_to_zero_gives_zeros(head):
     each, inputs = model(head), batch(head)
     with ablate_heads(each, {(0, 1), (0, 3), (1, 2)}), capture(each, "*.context") as steps:
         each(**inputs)
@@ -33,7 +33,7 @@ def test_a_head_ablated_to_zero_says_nothing(head):
 
 
 @pytest.mark.parametrize("mask", ["ragged", "none"])
-def test_a_head_ablated_to_its_mean_says_the_same_everywhere(mask):
+def test_a_head_ablated_to_its_mean_gives_every_token_the_same(mask):
     each, inputs = model(CLASSIFIER), batch(mask=mask)
     with capture(each, CONTEXT.format(0)) as before:
         each(**inputs)
@@ -50,9 +50,9 @@ def test_a_head_ablated_to_its_mean_says_the_same_everywhere(mask):
 @pytest.mark.parametrize(
     ("heads", "how", "says"),
     [
-        ([(2, 0)], "zero", r"no head \(2, 0\): the model has 2 layers of 4 heads"),
-        ([(0, 4)], "zero", r"no head \(0, 4\)"),
-        ([(-1, 0)], "zero", r"no head \(-1, 0\)"),
+        ([(2, 0)], "zero", "layer must be 0 to 1, got 2"),
+        ([(0, 4)], "zero", "head must be 0 to 3, got 4"),
+        ([(-1, 0)], "zero", "layer must be 0 to 1, got -1"),
         ([(0, 0)], "median", "'zero' or 'mean', got 'median'"),
     ],
 )
@@ -85,7 +85,7 @@ def test_patching_lines_up_real_tokens_whatever_the_padding():
     assert str(result).splitlines()[2].split() == ["0", "0%", "0%", "100%", "0%", "0%"]
 
 
-def test_patching_a_head_puts_in_what_it_said_in_the_clean_run():
+def test_patching_a_head_puts_in_its_output_of_the_clean_run():
     each = model(CLASSIFIER)
     clean, corrupt = batch(), batch()
     corrupt["attention_mask"] = clean["attention_mask"]
@@ -167,12 +167,20 @@ def test_attributions_that_cannot_be_are_refused():
         integrated_gradients(model(CLASSIFIER, pad_token_id=None), batch())
 
 
-def test_the_logit_lens_ends_in_the_models_own_logits():
-    each, inputs = model("DistilBertForMaskedLM"), batch()
-    lens = logit_lens(each, inputs)
-    assert lens.shape == (3, 3, 7, 50)
-    assert torch.equal(lens[-1], each(**inputs).logits)
+@pytest.mark.parametrize("head", [head for head in HEADS if head not in ("DistilBertModel", CHOICES)])
+def test_the_logit_lens_ends_in_the_models_own_logits(head):
+    each, inputs = model(head), batch(head)
+    lens, output = logit_lens(each, inputs), each(**inputs)
+    own = output.logits if hasattr(output, "logits") else torch.stack([output.start_logits, output.end_logits], dim=-1)
+    assert lens.shape == (3, *own.shape)
+    assert torch.equal(lens[-1], own)
     assert not torch.equal(lens[0], lens[-1])
+
+
+@pytest.mark.parametrize("head", ["DistilBertModel", CHOICES])
+def test_the_logit_lens_needs_a_head_that_reads_a_text_a_row(head):
+    with pytest.raises(ValueError, match=f"needs a head that reads .*: {head} has none"):
+        logit_lens(model(head), batch(head))
 
 
 @pytest.mark.parametrize(

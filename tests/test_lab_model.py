@@ -314,4 +314,5 @@ def test_mistakes_in_the_javascript_are_noticed(browser):
         return result["ids"] == ids and worst <= TOLERANCE
 
     assert right(results[0])
-    assert [mutant for mutant, result in zip(MUTANTS, results[1:], strict=True) if result and right(result)] == []
+    unnoticed = [mutant for mutant, result in zip(MUTANTS, results[1:], strict=True) if result and right(result)]
+    assert not unnoticed, unnoticed

@@ -31,7 +31,7 @@ def test_a_pattern_of_queries_and_keys_keeps_its_shape():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_masked_keys_get_exactly_nothing(dtype):
+def test_masked_keys_get_exactly_0(dtype):
     scores = torch.randn(2, 4, 5, 5).mul(20).to(dtype)
     probs = (scores + additive_mask(torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 1, 0]]), dtype)).softmax(-1)
     assert (probs[0, :, :, 3:] == 0).all()
@@ -47,7 +47,8 @@ def test_masked_keys_get_exactly_nothing(dtype):
         (torch.ones(2, 4), r"shape \(2, 4\), but the input needs \(2, 3\)"),
         (torch.ones(3), r"shape \(3,\)"),
         (torch.ones(2, 1, 1, 3, dtype=torch.bool), r"shape \(2, 1, 1, 3\)"),
-        (torch.ones(2, 2, 3, 3, dtype=torch.bool), r"\(2, 1 or 4, 3, 3\)"),
+        (torch.ones(2, 2, 3, 3, dtype=torch.bool), r"\(1 or 2, 1 or 4, 3, 3\)"),
+        (torch.ones(3, 1, 3, 3, dtype=torch.bool), r"\(1 or 2, 1 or 4, 3, 3\)"),
         (torch.zeros(2, 1, 3, 3), "must be bool, True = may attend, got torch.float32"),
         (torch.tensor([[1, 1, 0.5], [1, 1, 1]]), "got 0.5"),
         (torch.tensor([[0, 0, -1e4], [0, 0, 0]]), "got -10000.0"),
@@ -77,3 +78,15 @@ def test_a_pattern_that_hides_the_same_keys_is_the_padding_mask():
     expected = each(**inputs).last_hidden_state
     assert torch.equal(each(inputs["input_ids"], pattern).last_hidden_state, expected)
     assert torch.equal(each(inputs["input_ids"], pattern[:, :1]).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_one_pattern_for_all_texts_is_that_pattern_for_each(heads):
+    each = model()
+    ids = batch()["input_ids"]
+    causal = torch.ones(7, 7, dtype=torch.bool).tril().expand(1, heads, 7, 7)
+    output = each(ids, causal, output_attentions=True)
+    assert torch.equal(output.last_hidden_state, each(ids, causal.expand(3, heads, 7, 7)).last_hidden_state)
+    assert (output.attentions[0].triu(1) == 0).all()
+    other = torch.cat([ids[:, :4], ids[:, 4:].flip(1) % 49 + 1], dim=1)  # later tokens change nothing before them
+    assert torch.equal(each(other, causal).last_hidden_state[:, :4], output.last_hidden_state[:, :4])

@@ -80,7 +80,7 @@ def test_labels_may_be_renamed_without_a_new_head(tmp_path):
         (DistilBertForQuestionAnswering, {"new_head": True, "num_labels": 3}, "question answering has 2 labels"),
     ],
 )
-def test_labels_that_cannot_be_had_are_refused(tmp_path, kind, arguments, message):
+def test_impossible_labels_are_refused(tmp_path, kind, arguments, message):
     saved(tmp_path)
     with pytest.raises(ValueError, match=message):
         kind.from_pretrained(tmp_path, **arguments)
@@ -95,5 +95,5 @@ def test_a_checkpoint_with_another_head_says_how_to_get_a_new_one(tmp_path):
 def test_labels_are_refused_where_the_head_has_none_to_choose(tmp_path):
     saved(tmp_path, "DistilBertForMaskedLM")
     for head in (minibert.DistilBertForMaskedLM, minibert.DistilBertModel):
-        with pytest.raises(ValueError, match="has no labels to choose: leave out num_labels="):
+        with pytest.raises(ValueError, match="has no labels: leave out num_labels="):
             head.from_pretrained(tmp_path, num_labels=5)

@@ -1,4 +1,4 @@
-"""The model against the papers' formulas in NumPy, and those against numbers worked out by hand."""
+"""The model against the papers' formulas in NumPy, and the formulas against numbers worked out by hand."""
 
 import ast
 import inspect
@@ -8,45 +8,22 @@ import pytest
 import torch
 
 from minibert import DistilBertConfig
-from minibert.study import capture, oracle
+from minibert.study import compare, oracle
 
-from .models import BASE_SIZES, HEADS, MASKS, SHAPES, batch, model
+from .models import BASE_SIZES, batch, model
 
 BASE_SHAPE = {"dim": 768, "n_layers": 6, "n_heads": 12, "hidden_dim": 3072}
-OUTPUTS = ("last_hidden_state", "logits", "start_logits", "end_logits")
 
 
-def values(each, inputs):
-    """Every value of the torch model but dropouts and whole parts, in order of execution; then its outputs."""
-    parts = [name for name, module in each.named_modules() if name and not any(module.children())]
-    with torch.no_grad(), capture(each, *parts) as steps:
-        output = each(**inputs)
-    steps = {name: value for name, value in steps.items() if not name.endswith("dropout")}
-    return steps | {name: getattr(output, name) for name in OUTPUTS if hasattr(output, name)}
+def assert_agree(each, inputs, tolerance=1e-12):
+    assert compare(each.double(), "oracle", inputs, tolerance=tolerance).ok
 
 
-def assert_agree(each, inputs, tolerance):
-    torchs = values(each, inputs)
-    oracles = oracle.run(each.state_dict(), each.config, **inputs)
-    assert list(oracles) == list(torchs)
-    for name, value in oracles.items():
-        assert value.dtype == np.float64
-        assert value.shape == torchs[name].shape, name
-        size = np.abs(value[value > -1e300]).max(initial=1)  # without what the mask adds
-        assert np.abs(value - torchs[name].numpy()).max() / size < tolerance, name
-
-
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("head", HEADS)
-def test_every_step_in_order_agrees_with_float64(head, mask):
-    each = model(head).double()
-    for shape in SHAPES:
-        assert_agree(each, batch(head, mask, shape), 1e-12)
-
-
-@pytest.mark.parametrize(("initializer_range", "tolerance"), [(0.02, 1e-12), (0.3, 1e-9)])
+@pytest.mark.parametrize(
+    ("initializer_range", "tolerance"), [(0.02, 1e-12), (0.3, 1e-8)]
+)  # of each number: at 0.3 sums of large numbers cancel
 def test_every_step_of_the_base_shape_agrees_with_float64(initializer_range, tolerance):
-    each = model(**BASE_SIZES | BASE_SHAPE | {"initializer_range": initializer_range}).double()
+    each = model(**BASE_SIZES | BASE_SHAPE | {"initializer_range": initializer_range})
     assert_agree(each, batch(shape=(3, 24), vocab_size=1000), tolerance)
 
 
@@ -56,19 +33,19 @@ def test_patterns_of_queries_and_keys_agree(head, heads):
     inputs = batch(head)
     allowed = torch.rand(*inputs["input_ids"].shape[:-1], heads, 7, 7) < 0.5
     allowed[..., 0] = True  # every query has a key
-    assert_agree(model(head).double(), inputs | {"attention_mask": allowed}, 1e-12)
+    assert_agree(model(head), inputs | {"attention_mask": allowed})
 
 
 @pytest.mark.parametrize("head", ["DistilBertModel", "DistilBertForMultipleChoice"])
 def test_position_ids_agree(head):
     inputs = batch(head, "left")
     position_ids = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-    assert_agree(model(head).double(), inputs | {"position_ids": position_ids}, 1e-12)
+    assert_agree(model(head), inputs | {"position_ids": position_ids})
 
 
 def test_relu_and_an_untied_projector_agree():
-    each = model("DistilBertForMaskedLM", activation="relu", tie_word_embeddings=False).double()
-    assert_agree(each, batch("DistilBertForMaskedLM"), 1e-12)
+    each = model("DistilBertForMaskedLM", activation="relu", tie_word_embeddings=False)
+    assert_agree(each, batch("DistilBertForMaskedLM"))
 
 
 def test_float32_weights_and_plain_lists_are_taken():

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import minibert
 from minibert import (
@@ -20,6 +21,7 @@ from minibert import (
     trial,
 )
 from minibert.kernels import Int8Linear, MklLinear, OneDnnLinear
+from minibert.model import MultiHeadSelfAttention
 
 from .machine import needs
 from .models import BASE_SIZES, HEADS, batch, model, tensors
@@ -269,7 +271,7 @@ def test_batch_invariance_is_claimed_only_where_it_holds(monkeypatch):
             pack(each, batch_invariant=True)
     with monkeypatch.context() as without_onednn:
         without_onednn.setattr(torch.backends.mkldnn, "enabled", False)
-        with pytest.raises(ValueError, match=r"F\.linear|oneDNN is switched off|rows alone"):
+        with pytest.raises(ValueError, match=r"F\.linear|oneDNN is switched off|run alone"):
             pack(model(), batch_invariant=True)
     for kernel in (MklLinear, OneDnnLinear):
         monkeypatch.setattr(kernel, "is_available", staticmethod(lambda: False))
@@ -304,13 +306,13 @@ def with_fault(function, is_faulty):
 @pytest.mark.parametrize(
     ("where", "name", "is_faulty", "says"),
     [
-        (OneDnnLinear, "forward", lambda self, x: len(x) == 7, "prepacked for oneDNN, .* 7 of 100 rows alone"),
-        (OneDnnLinear, "forward", lambda self, x: x.data_ptr() % 64 == 32, "rows alone have other bits"),
+        (OneDnnLinear, "forward", lambda self, x: len(x) == 7, "prepacked for oneDNN, .* 7 of 66 rows"),
+        (OneDnnLinear, "forward", lambda self, x: x.data_ptr() % 64 == 32, "rows have other bits"),
         (
             OneDnnLinear,
             "forward",
             lambda self, x: torch.get_num_threads() == 2,
-            "other bits with 2 threads than with 1",
+            "rows have other bits when they run alone",
         ),
         (
             trial,
@@ -324,7 +326,7 @@ def with_fault(function, is_faulty):
             lambda q, k, v: k.shape[2] == 31 and len(q) < 3,
             "attention with 4 heads of 8 over 31 tok",
         ),
-        (trial.InPlaceGELU, "forward", lambda self, x: len(x) == 33, "GELU of 64 numbers: 33 of 100 rows"),
+        (trial.InPlaceGELU, "forward", lambda self, x: len(x) == 33, "GELU of 64 numbers: 33 of 66 rows"),
     ],
     ids=["7 rows", "an address", "threads", "one query", "31 tokens", "GELU"],
 )
@@ -360,15 +362,15 @@ def test_the_first_kernel_that_passes_the_trial_is_taken(monkeypatch):
 
 @needs("mkl")
 def test_a_layout_made_while_torch_has_many_threads_is_the_same():
-    linear, x = nn.Linear(64, 48), torch.randn(33, 64)
+    linear, x, before = nn.Linear(64, 48), torch.randn(33, 64), torch.get_num_threads()
     torch.set_num_threads(16)
     try:
-        many = MklLinear(linear).requires_grad_(False)
+        many = MklLinear.of(linear).requires_grad_(False)
         assert torch.get_num_threads() == 16
     finally:
-        torch.set_num_threads(1)
+        torch.set_num_threads(before)
     with torch.no_grad():
-        assert torch.equal(many(x), MklLinear(linear)(x))
+        assert torch.equal(many(x), MklLinear.of(linear)(x))
         assert torch.allclose(many(x), linear(x), atol=1e-5)
 
 
@@ -569,7 +571,7 @@ def test_the_ordinary_call_refuses_lists():
 
 def test_multiple_choice_needs_its_axis():
     fast = pack(model("DistilBertForMultipleChoice"))
-    with pytest.raises(ValueError, match=r"takes \(B, C, S\) or embeds \(B, C, S, D\), got \(3, 7\)"):
+    with pytest.raises(ValueError, match=r"takes \(B, C, S\) ids or \(B, C, S, D\) embeds, got \(3, 7\)"):
         fast(**batch())
     with pytest.raises(ValueError, match=r"got \(3, 7, 32\)"):
         fast(inputs_embeds=torch.zeros(3, 7, 32))
@@ -599,3 +601,83 @@ def test_models_that_cannot_be_packed_are_refused():
 
 def test_gradients_are_never_recorded():
     assert not pack(model())(**batch()).last_hidden_state.requires_grad
+
+
+def test_hooks_on_all_modules_are_refused():
+    with register_module_forward_hook(lambda *values: None), pytest.raises(ValueError, match="some on all modules"):
+        pack(model())
+    pack(model())
+
+
+class OtherAttention(MultiHeadSelfAttention):
+    """Attention of another kind."""
+
+
+def replace_attention(each):
+    layer = each.distilbert.transformer.layer[1]
+    layer.attention = OtherAttention(each.config).eval()
+
+
+def replace_forward(each):
+    each.distilbert.transformer.layer[1].ffn.forward = lambda x: x
+
+
+def replace_step(each):
+    each.distilbert.transformer.layer[0].attention.probs = nn.Softmax(-1).eval()
+
+
+def change_scale(each):
+    each.distilbert.transformer.layer[0].attention.scale = 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (replace_attention, r"distilbert\.transformer\.layer\.1\.attention is of class OtherAttention"),
+        (replace_forward, r"layer\.1\.ffn has a forward of its own"),
+        (replace_step, r"layer\.0\.attention\.probs is of class Softmax"),
+        (change_scale, r"layer\.0\.attention\.scale is 0\.1"),
+    ],
+)
+def test_a_model_with_another_part_is_refused(change, says):
+    each = model("DistilBertForSequenceClassification")
+    change(each)
+    with pytest.raises(ValueError, match=rf"runs the formulas of model\.py, but .*{says}: use the model itself"):
+        pack(each)
+
+
+@each_head
+@pytest.mark.parametrize("kept", [[1], [0, 0, 1], []], ids=["one removed", "one twice", "all removed"])
+def test_a_model_runs_the_layers_that_it_has(head, kept):
+    each = model(head).double()
+    layers = getattr(each, "distilbert", each).transformer.layer
+    blocks = [layers[i] for i in kept]
+    getattr(each, "distilbert", each).transformer.layer = nn.ModuleList(blocks).eval()
+    inputs = batch(head)
+    assert largest_difference(each(**inputs), pack(each)(**inputs), real_tokens(inputs)) < 1e-12
+
+
+@each_kernel
+def test_autocast_changes_nothing(int8):
+    fast, inputs = pack(model("DistilBertForSequenceClassification"), int8=int8), batch()
+    expected = fast(**inputs).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(fast(**inputs).logits, expected)
+
+
+def test_a_model_that_was_cast_after_packing_must_be_packed_again():
+    each = model()
+    fast = pack(each)
+    each.half()
+    with pytest.raises(ValueError, match=r"packed as torch\.float32 on cpu and is now torch\.float16 on cpu: pack it"):
+        fast(**batch())
+    with pytest.raises(ValueError, match="pack it again"):
+        fast.rows([[1, 2]])
+
+
+@each_kernel
+def test_a_linear_layer_without_a_bias_is_packed(int8):
+    each, inputs = model("DistilBertForSequenceClassification"), batch()
+    each.pre_classifier.bias = each.distilbert.transformer.layer[0].ffn.lin1.bias = None
+    limit = 0.5 if int8 else 1e-5
+    assert largest_difference(each(**inputs), pack(each, int8=int8)(**inputs), real_tokens(inputs)) <= limit

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from minibert import DistilBertConfig, DistilBertTokenizer, additive_mask
-from minibert.study.masks import check_pad_invariance, compare_masks, mask_only, renormalisation
+from minibert.study.leak import check_pad_invariance, leak_routes, mask_only, renormalisation
+from minibert.study.masks import compare_masks
 from minibert.study.padding import (
     distances,
     left_padding,
@@ -17,8 +18,8 @@ from minibert.study.padding import (
     padding_cost,
     padding_drift,
     precision_ladder,
-    read_batch,
 )
+from minibert.study.rows import read_batch
 from minibert.study.steps import edit
 
 from .models import HEADS, batch, model
@@ -37,9 +38,10 @@ padded_masks = pytest.mark.parametrize("mask", ["ragged", "holes", "left"])
 def test_pad_mass_is_the_mean_over_the_real_queries_of_padded_rows():
     # 1, 4 and 7 real of 7 tokens. Where all scores are 0, one query gives 6/7 to padding, four give 3/7 each.
     with edit(each := model(), {"*.attention.scores": torch.zeros(3, 4, 7, 7)}):
-        share = pad_mass(each, batch(), mask=False).share
-    assert share.shape == (2, 4)
-    assert torch.allclose(share, torch.tensor((6 / 7 + 4 * 3 / 7) / 5, dtype=torch.float64))
+        report = pad_mass(each, batch(), mask=False)
+    assert report.share.shape == (2, 4)
+    assert torch.allclose(report.share, torch.tensor((6 / 7 + 4 * 3 / 7) / 5, dtype=torch.float64))
+    assert report.even == pytest.approx((6 / 7 + 4 * 3 / 7) / 5)  # what these flat scores give
 
 
 @each_head
@@ -232,7 +234,23 @@ def test_the_table_of_masks_has_a_line_for_each_row_and_kind():
         "  0     2 of 3  multiply  sums to 0.33  sums to 0.33",
         "  1     0 of 3  -inf      NaN           NaN",
         "  1     0 of 3  multiply  zeros         zeros",
+        "",
+        "-inf:      minus infinity, added to them",
+        "multiply:  no mask before the softmax; after it the hidden keys are multiplied by 0",
+        "right:     0 for hidden keys, the softmax over the others",
+        "sums to:   hidden keys get 0, but the row does not sum to 1",
+        "zeros:     every key gets 0",
+        "NaN:       not a number, which spreads to all later values",
     ]
+
+
+def test_every_word_of_the_table_of_masks_is_explained():
+    lines = str(compare_masks()).splitlines()
+    start = lines.index("")
+    explained = {line.partition(":")[0] for line in lines[start + 1 :]}
+    words = {word for line in lines[1:start] for word in line.split() if word[0].isalpha() or word[0] == "-"}
+    assert words - {"of", "to", "sums", "padding"} <= explained
+    assert {"sums to", "to padding"} <= explained
 
 
 # What the mask does, layer by layer
@@ -258,7 +276,7 @@ def test_the_mask_everywhere_has_all_of_its_effect(head):
     assert report.by_layer.shape == (2,)
     assert report.by_head.shape == (2, 4)
     assert ((report.by_head - 1).abs() > 0.01).all()
-    assert str(report).endswith("\nlayers together: 1.00")
+    assert "\nlayers together: 1.00\n" in str(report)
 
 
 def test_the_mask_in_one_head_is_added_to_the_scores_of_that_head():
@@ -284,6 +302,24 @@ def test_the_masks_of_a_layer_work_together():
     report = mask_only(each, inputs)
     assert report.by_layer.tolist() == [1]
     assert mask_only(each, inputs, heads=[3, 0]).by_head.tolist() == [[report.by_head[0, 3], report.by_head[0, 0]]]
+
+
+# By which route padding reaches [CLS]
+
+
+@each_head
+@padded_masks
+def test_the_leak_has_two_routes_and_without_both_it_is_exactly_gone(head, mask):
+    routes = leak_routes(model(head), batch(head, mask))
+    none, cls_hides, others_hide, all_hide = routes.moved.amax(dim=1).tolist()
+    assert min(none, cls_hides, others_hide) > 0.01
+    assert all_hide == 0
+
+
+def test_in_one_layer_cls_has_no_route_but_its_own():
+    none, cls_hides, others_hide, _ = leak_routes(model(CLASSIFIER, n_layers=1), batch()).moved
+    assert (cls_hides == 0).all()
+    assert torch.equal(others_hide, none)
 
 
 # Whether anything gets past the mask
@@ -350,8 +386,10 @@ each_report = pytest.mark.parametrize(
             pad_mass,
             ["layer  head 0  head 1  head 2  head 3  mean"] + [f"    {i}" + "       0" * 4 + "     0" for i in "01"],
         ),
-        (renormalisation, ["layer", "    0", "    1"]),
-        (mask_only, ["mask only in", "layer 0", "layer 1", "layers together: 1.00"]),
+        (partial(pad_mass, mask=False), ["layer", "    0", "    1", "evenly spread over all keys it would be 0.51"]),
+        (renormalisation, ["greatest |with mask - without", "layer", "    0", "    1", "layer 0: rounding; later"]),
+        (mask_only, ["mask only in", "layer 0", "layer 1", "layers together: 1.00", "1 = the logits as with"]),
+        (leak_routes, ["padding is hidden from", "no token", "[CLS] alone", "all tokens but [CLS]", "all tokens"]),
         (
             check_pad_invariance,
             [
@@ -374,15 +412,29 @@ each_report = pytest.mark.parametrize(
         ),
         (
             precision_ladder,
-            ["dtype           eps  logits, with mask", "float64    2.22e-16", "float32", "bfloat16", "float16"],
+            [
+                "dtype           eps  logits, with mask",
+                "float64    2.22e-16",
+                "float32",
+                "bfloat16",
+                "float16",
+                "eps",
+                "A 0",
+            ],
         ),
         (
             lambda each, _: padding_drift(each, TOKENIZER, TEXTS),
-            ["worst of all texts", "embeddings", "layer 0", "layer 1", "logits"],
+            ["worst of all texts", "embeddings", "layer 0", "layer 1", "logits", "max: difference of one number"],
         ),
         (
             lambda each, _: left_padding(each, TOKENIZER, TEXTS),
-            ["with the mask", "left padding", "+ position_ids", "+ pooling at the first real token"],
+            [
+                "with the mask",
+                "left padding",
+                "+ position_ids",
+                "+ pooling at the first real token",
+                "greatest difference",
+            ],
         ),
     ],
 )
@@ -404,7 +456,7 @@ def test_a_model_without_a_head_has_no_logits_to_print():
 
 def test_nothing_is_left_on_the_model():
     each, inputs = model(), batch()
-    for make in (pad_mass, precision_ladder, check_pad_invariance, renormalisation, mask_only):
+    for make in (pad_mass, precision_ladder, check_pad_invariance, renormalisation, mask_only, leak_routes):
         make(each, inputs)
     assert not any(module._forward_hooks for module in each.modules())
     assert all(parameter.grad is None for parameter in each.parameters())
@@ -440,8 +492,8 @@ def test_a_batch_that_shows_nothing_is_refused(make, wrong, says):
         (lambda: left_padding(model(), TOKENIZER, ["a day"]), "nothing is padded"),
         (lambda: precision_ladder(model(), batch(), [torch.int8]), r"float16, got \[torch.int8\]"),
         (lambda: precision_ladder(model(), batch(), []), "got none"),
-        (lambda: mask_only(model(), batch(), layers=[0, 2]), r"layers must be some of 0 to 1, got \[2\]"),
-        (lambda: mask_only(model(), batch(), heads=[-1]), r"heads must be some of 0 to 3, got \[-1\]"),
+        (lambda: mask_only(model(), batch(), layers=[0, 2]), "layers must be 0 to 1, got 2$"),
+        (lambda: mask_only(model(), batch(), heads=[-1]), "heads must be 0 to 3, got -1$"),
         (lambda: mask_only(model(), batch(), heads=[]), "got none"),
         (lambda: compare_masks(kinds=["-1e5"]), r"kinds must be some of finfo.min, .*, got \['-1e5'\]"),
         (lambda: compare_masks(kinds=[]), "got none"),

@@ -98,9 +98,9 @@ def test_too_large_a_page_asks_for_layers_or_heads():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"layers": [0, 2]}, r"layers must be numbers from 0 to 1, got \[0, 2\]"),
-        ({"heads": [-1]}, r"heads must be numbers from 0 to 3, got \[-1\]"),
-        ({"heads": []}, r"heads must be numbers from 0 to 3, got \[\]"),
+        ({"layers": [0, 2]}, "layers must be 0 to 1, got 2$"),
+        ({"heads": [-1]}, "heads must be 0 to 3, got -1$"),
+        ({"heads": []}, "heads must be 0 to 3, got none"),
     ],
 )
 def test_a_layer_or_head_that_the_model_does_not_have_is_refused(loaded, arguments, message):
@@ -255,7 +255,7 @@ def test_view_loads_the_head_that_the_checkpoint_has(capsys, tmp_path):
 
 def test_view_says_what_is_wrong(checkpoint, capsys, tmp_path):
     status, _, err = run(capsys, "view", "-o", tmp_path / "page.html", "--model", checkpoint, "--layers", "7")
-    assert (status, err) == (2, "minibert: error: layers must be numbers from 0 to 1, got [7]\n")
+    assert (status, err) == (2, "minibert: error: layers must be 0 to 1, got 7\n")
     status, _, err = run(capsys, "view", "-o", tmp_path / "none" / "page.html", "--model", checkpoint)
     assert status == 2
     assert "No such file or directory" in err

@@ -13,11 +13,15 @@ ALL = {"output_hidden_states": True, "output_attentions": True}
 
 
 def twin(ours, attention="eager"):
-    """The same model of transformers, with the same weights."""
+    """The same model of transformers, with the same weights.
+
+    They lie in the same memory, since MKL's AVX2 products depend on addresses modulo 64.
+    """
     config = transformers.DistilBertConfig(**ours.config.to_dict(), attn_implementation=attention)
     theirs = getattr(transformers, type(ours).__name__)(config).to(ours.dtype)
-    theirs.load_state_dict(ours.state_dict())  # strict: the names are the same, and all of them
-    return theirs.train(ours.training)
+    theirs.load_state_dict(ours.state_dict(), assign=True)  # strict: the names are the same, and all of them
+    theirs.tie_weights()
+    return theirs.train(ours.training).requires_grad_()
 
 
 def assert_same_bits(ours, theirs):

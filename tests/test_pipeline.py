@@ -2,6 +2,8 @@
 
 import itertools
 import pickle
+import subprocess
+import sys
 from dataclasses import astuple, is_dataclass
 
 import pytest
@@ -25,6 +27,7 @@ from minibert.pipeline import (
 )
 
 from .machine import needs
+from .models import model
 from .pipelines import WORDS, random_texts, saved
 
 TASKS = {
@@ -349,3 +352,43 @@ def test_a_vocabulary_without_a_mask_is_refused(tmp_path):
 def test_a_checkpoint_with_another_head_is_refused(checkpoints):
     with pytest.raises(ValueError, match=r"unexpected .*qa_outputs"):
         TextClassifier(checkpoints[QuestionAnswerer])
+
+
+@pytest.mark.parametrize("n_rows", [len(WORDS) + 24, len(WORDS) - 3])
+def test_only_tokens_of_the_vocabulary_and_of_the_model_fill_a_mask(tmp_path, n_rows):
+    folder = saved(tmp_path, "DistilBertForMaskedLM")
+    torch.manual_seed(0)
+    model("DistilBertForMaskedLM", vocab_size=n_rows, max_position_embeddings=48).save_pretrained(folder)
+    filler = MaskFiller(folder, top_k=1000)
+    ((ranked,),) = filler(["[MASK] was born"])
+    with torch.no_grad():
+        logits = filler.model(**filler.tokenizer(["[MASK] was born"], return_tensors="pt")).logits[0, 1]
+    expected = dict(enumerate(logits.softmax(-1).tolist()))
+    assert [candidate.token for candidate in ranked] == [WORDS[candidate.token_id] for candidate in ranked]
+    assert len(ranked) == min(n_rows, len(WORDS))
+    for candidate in ranked:
+        assert candidate.score == pytest.approx(expected[candidate.token_id], abs=1e-6)
+
+
+def test_classes_of_the_same_name_are_refused(tmp_path):
+    folder = saved(tmp_path, "DistilBertForSequenceClassification", id2label={0: "GOOD", 1: "BAD", 2: "GOOD"})
+    with pytest.raises(ValueError, match=r"2 classes are named 'GOOD': rename them in config\.json"):
+        TextClassifier(folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are spawned")
+def test_a_forked_process_with_one_thread_does_not_hang(checkpoints):
+    program = f"""
+import os, torch
+from minibert.pipeline import TextClassifier
+classify = TextClassifier({str(checkpoints[TextClassifier])!r})
+torch.set_num_threads(2)
+torch.randn(500, 500) @ torch.randn(500, 500)  # from here on, a second thread hangs in a child
+if os.fork() == 0:
+    torch.set_num_threads(1)
+    print(classify.model.batch_invariant, next(classify(["ada"])).label, flush=True)
+    os._exit(0)
+os.wait()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split()[1:] == [next(TextClassifier(checkpoints[TextClassifier])(["ada"])).label], done.stderr

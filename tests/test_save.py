@@ -1,4 +1,4 @@
-"""Saving: transformers reads it and writes it back bit for bit, and no kill ever leaves half a checkpoint."""
+"""Saving: transformers reads the checkpoint bit for bit, and a killed save never leaves half a checkpoint."""
 
 import errno
 import itertools
@@ -174,7 +174,7 @@ def test_write_atomically_replaces_and_leaves_nothing_else(tmp_path):
 
 @pytest.fixture
 def transformers(caplog):
-    """The package, whose warnings caplog then hears."""
+    """The package, with its warnings in caplog."""
     package = pytest.importorskip("transformers")
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
@@ -186,7 +186,7 @@ def transformers(caplog):
 @pytest.mark.reference
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_transformers_loads_what_we_save_without_a_word_and_bit_for_bit(tmp_path, transformers, caplog, head, dtype):
+def test_transformers_loads_what_we_save_without_a_warning_and_bit_for_bit(tmp_path, transformers, caplog, head, dtype):
     ours = model(head).to(dtype)
     ours.save_pretrained(tmp_path)
     theirs, report = getattr(transformers, head).from_pretrained(
@@ -218,7 +218,7 @@ def test_we_load_what_transformers_saves_bit_for_bit(tmp_path, transformers, hea
 
 
 @pytest.mark.reference
-def test_an_untied_projector_survives_the_way_there_and_back(tmp_path, transformers, caplog):
+def test_an_untied_projector_survives_transformers(tmp_path, transformers, caplog):
     ours = saved(tmp_path / "ours", "DistilBertForMaskedLM", tie_word_embeddings=False)
     theirs = transformers.DistilBertForMaskedLM.from_pretrained(tmp_path / "ours")
     theirs.save_pretrained(tmp_path / "theirs")
@@ -239,7 +239,7 @@ def test_we_load_the_shards_that_transformers_writes(tmp_path, transformers):
 
 
 @pytest.mark.reference
-def test_the_auto_classes_take_a_folder_with_the_tokenizer_without_a_word(tmp_path, transformers, caplog):
+def test_the_auto_classes_take_a_folder_with_the_tokenizer_without_a_warning(tmp_path, transformers, caplog):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "world"]
     tokenizer = DistilBertTokenizer({word: i for i, word in enumerate(words)}, model_max_length=16)
     tokenizer.save_pretrained(tmp_path)

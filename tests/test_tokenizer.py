@@ -1,4 +1,4 @@
-"""The tokenizer by hand: words and pieces, rows and windows, files, and errors that say what to do."""
+"""The tokenizer: words and pieces, rows and windows, files, errors."""
 
 import copy
 import json
@@ -48,7 +48,7 @@ def spelled(word):
 
 JAMO = "\u1112\u1161\u11ab"  # 한, decomposed
 
-WORDS = {  # text: tokens, lowered and without accents
+WORDS = {  # text: tokens, lowercased and without accents
     "": [],
     " \t\n ": [],
     "The movie is nice!": ["the", "movie", "is", "nice", "!"],
@@ -109,25 +109,25 @@ def test_a_cased_tokenizer_keeps_capitals_and_accents(text):
     assert CASED.tokenize(text) == CASED_WORDS[text]
 
 
-def test_accents_and_ideographs_have_settings_of_their_own():
+def test_settings_for_accents_and_ideographs():
     assert DistilBertTokenizer(VOCAB, strip_accents=False).tokenize("É İ") == ["é", *spelled("i\u0307")]
     assert DistilBertTokenizer(VOCAB, do_lower_case=False, strip_accents=True).tokenize("É") == ["E"]
     assert DistilBertTokenizer(VOCAB, tokenize_chinese_chars=False).tokenize("日本") == spelled("日本")
 
 
-def test_the_longest_piece_comes_first_and_a_word_that_ends_unknown_is_unknown():
+def test_the_longest_piece_comes_first_and_a_word_with_an_unknown_end_is_unknown():
     vocab = {token: i for i, token in enumerate(["[UNK]", "[CLS]", "[SEP]", "un", "unlike", "##like", "##ly"])}
     tokenizer = DistilBertTokenizer(vocab)
     assert tokenizer.tokenize("unlikely unlike unlikeness like") == ["unlike", "##ly", "unlike", "[UNK]", "[UNK]"]
 
 
-def test_marks_are_put_in_canonical_order_among_those_that_stay():
+def test_marks_that_are_kept_are_put_in_canonical_order():
     assert decompose("e\u0301\u0323 \u0344") == "e\u0323\u0301 \u0308\u0301"
     assert UNCASED.tokenize("a\u302e\u0301\U0001d165") == spelled("a\U0001d165\u302e")
     assert decompose("a\u0301\u1ac5\u0316") == "a\u0301\u1ac5\u0316"  # U+1AC5 is newer: nothing moves past it
 
 
-def test_small_letters_do_not_depend_on_the_python_that_runs():
+def test_lowercase_letters_do_not_depend_on_the_version_of_python():
     assert [lower(ord(character)) for character in "AΣİß"] == ["a", "σ", "i\u0307", "ß"]
     assert [lower(code_point) for code_point in (0x1C89, 0xA7CB, 0xA7CC, 0x10D65, 0x16EB8)] == [
         *("\u1c8a", "\u0264", "\ua7cd", "\U00010d85", "\U00016ed3")
@@ -172,7 +172,7 @@ def test_added_tokens_are_found_as_written_or_normalized():
     assert tokenizer.encode("<Cat>") == [2, len(VOCAB), 3]
 
 
-def test_an_added_token_may_ask_to_be_a_word_of_its_own():
+def test_a_single_word_token_is_not_found_within_a_longer_word():
     tokenizer = with_added(AddedToken("cat", single_word=True), AddedToken("at"))
     assert tokenizer.tokenize("cat, cats") == ["cat", ",", *spelled("cats")]
     assert tokenizer.tokenize("bat") == ["b", "at"]
@@ -180,7 +180,7 @@ def test_an_added_token_may_ask_to_be_a_word_of_its_own():
     assert tokenizer.tokenize("cat\u0301") == spelled("cat")
 
 
-def test_an_added_token_of_blanks_is_never_found():
+def test_an_added_token_of_white_space_is_never_found():
     assert with_added(AddedToken(" "), AddedToken("\t", normalized=True)).tokenize("a \t b") == ["a", "b"]
 
 
@@ -227,12 +227,29 @@ def test_pairs():
     assert SMALL(["a", "b"], ["", "c"]).input_ids == [[2, 5, 3, 3], [2, 6, 3, 7, 3]]
     assert SMALL("a", "").input_ids == [2, 5, 3, 3]
     assert SMALL("a", "b c", add_special_tokens=False).input_ids == [5, 6, 7]
+    assert SMALL([("a", "b c"), ["b", "c"], "d"]).input_ids == [[2, 5, 3, 6, 7, 3], [2, 6, 3, 7, 3], [2, 8, 3]]
+    words = [(["a"], ["b", "c"]), ["d", "e"]]
+    assert SMALL(words, is_split_into_words=True).input_ids == [[2, 5, 3, 6, 7, 3], [2, 8, 9, 3]]
+
+
+def test_token_type_ids_and_the_mask_can_be_chosen():
+    batch = SMALL(["a", "b"], ["b c", "a"], return_token_type_ids=True, return_attention_mask=False, padding=True)
+    assert batch == {
+        "input_ids": [[2, 5, 3, 6, 7, 3], [2, 6, 3, 5, 3, 0]],
+        "token_type_ids": [[0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 0]],
+    }
+    left = SMALL("a", padding="max_length", max_length=5, padding_side="left", return_token_type_ids=True)
+    assert left.token_type_ids == [0] * 5
+    bare = SMALL("a b", "c", add_special_tokens=False, return_token_type_ids=True)
+    assert bare.token_type_ids == [0, 0, 1]
 
 
 def test_encode_and_tokenize():
     assert SMALL.encode("a b") == [2, 5, 6, 3]
     assert SMALL.encode("a b", "c d", truncation="only_first", max_length=6) == [2, 5, 3, 7, 8, 3]
     assert SMALL.encode("a b", add_special_tokens=False) == [5, 6]
+    assert SMALL.encode("a b", return_tensors="pt").tolist() == [[2, 5, 6, 3]]
+    assert SMALL.encode("a b", padding="max_length", max_length=5) == [2, 5, 6, 3, 0]
     assert SMALL.tokenize("a x", "b", add_special_tokens=True) == ["[CLS]", "a", "[UNK]", "[SEP]", "b", "[SEP]"]
 
 
@@ -255,7 +272,7 @@ def test_padding(options, ids):
     assert batch.special_tokens_mask == [[int(i < 5) for i in row] for row in ids]
 
 
-def test_the_tokenizer_has_sides_of_its_own():
+def test_sides_of_padding_and_truncation_can_be_set_for_the_tokenizer():
     tokenizer = DistilBertTokenizer(LETTERS, padding_side="left", truncation_side="left", model_max_length=5)
     assert tokenizer(["a b c d", "e"], padding=True, truncation=True).input_ids == [[2, 6, 7, 8, 3], [0, 0, 2, 9, 3]]
     assert tokenizer(["a", "b c"], padding=True, padding_side="right").input_ids == [[2, 5, 3, 0], [2, 6, 7, 3]]
@@ -288,6 +305,8 @@ def test_truncation_of_a_pair(strategy, max_length, first, second):
 
 def test_truncation_of_a_text():
     assert SMALL("a b c d", truncation=True, max_length=5).input_ids == [2, 5, 6, 7, 3]
+    assert SMALL("a b c d", max_length=5).input_ids == [2, 5, 6, 7, 3]
+    assert SMALL("a", padding="max_length", truncation="do_not_truncate", max_length=4).input_ids == [2, 5, 3, 0]
     assert SMALL("a b c d", truncation="only_first", max_length=3).input_ids == [2, 5, 3]
     assert SMALL("a b c d", truncation=True, max_length=2).input_ids == [2, 3]
     assert SMALL("a b c d", truncation=True, max_length=2, add_special_tokens=False).input_ids == [5, 6]
@@ -345,14 +364,16 @@ def test_windows_of_both_texts_go_with_each_other():
 
 def test_windows_that_do_not_advance_are_refused():
     options = {"truncation": True, "return_overflowing_tokens": True}
-    with pytest.raises(ValueError, match=r"share stride=3 tokens cannot hold only 3 .* pass a smaller stride or"):
+    with pytest.raises(
+        ValueError, match=r"windows of 3 tokens of this text cannot share stride=3 tokens: pass a smaller stride or"
+    ):
         SMALL("a b c d", max_length=5, stride=3, **options)
-    with pytest.raises(ValueError, match="share stride=0 tokens cannot hold only 0"):
+    with pytest.raises(ValueError, match="windows of 0 tokens of this text cannot share stride=0"):
         SMALL("a", max_length=2, **options)
-    assert SMALL("a b c", max_length=5, stride=9, **options).input_ids == [[2, 5, 6, 7, 3]]  # there is but one
+    assert SMALL("a b c", max_length=5, stride=9, **options).input_ids == [[2, 5, 6, 7, 3]]  # one window
 
 
-def test_offsets_are_places_in_the_text():
+def test_offsets_are_indices_into_the_text():
     text = "Naïve tokenization, 한국!"
     batch = UNCASED(text, return_offsets_mapping=True)
     offsets = batch.offset_mapping[1:-1]
@@ -362,6 +383,34 @@ def test_offsets_are_places_in_the_text():
     ]
     assert UNCASED.tokenize(text)[2:4] == ["##ization", ","]
     assert batch.word_ids() == [None, 0, 1, 1, 2, 3, 3, 3, 3, 3, 3, 4, None]
+
+
+def test_tokens_and_characters_of_a_batch():
+    batch = UNCASED([("Naïve tokenization", "a day"), ("the", "")], padding=True)
+    assert batch.tokens()[:5] == ["[CLS]", "naive", "token", "##ization", "[SEP]"]
+    assert batch.tokens(1) == ["[CLS]", "the", "[SEP]", "[SEP]", "[PAD]", "[PAD]", "[PAD]", "[PAD]"]
+    assert UNCASED("the", return_tensors="pt").tokens() == UNCASED("the").tokens() == ["[CLS]", "the", "[SEP]"]
+    assert [batch.char_to_token(i) for i in (0, 4, 5, 6, 10, 11, 17, 18)] == [1, 1, None, 2, 2, 3, 3, None]
+    assert batch.char_to_token(0, 2, sequence_index=1) == batch.char_to_token(2, sequence_index=1) == 6
+    assert batch.char_to_token(1, 2) == 1
+    assert [batch.token_to_chars(i) for i in range(5)] == [None, (0, 5), (6, 11), (11, 18), None]
+    assert batch.token_to_chars(0, 6) == (2, 5)
+    window = UNCASED("the day is nice", truncation=True, max_length=4, return_overflowing_tokens=True)
+    assert [window.char_to_token(0, 4), window.char_to_token(0, 8), window.char_to_token(1, 8)] == [2, None, 1]
+
+
+def test_a_pickled_batch_keeps_its_offsets_but_not_the_vocabulary():
+    batch = UNCASED("the day", return_offsets_mapping=True)
+    copied = pickle.loads(pickle.dumps(batch))
+    assert copied.char_to_token(4) == 2
+    assert len(pickle.dumps(batch)) < 1000
+    copied = pickle.loads(pickle.dumps(UNCASED("the day")))
+    with pytest.raises(ValueError, match="tokenize with return_offsets_mapping=True; for tokens, use"):
+        copied.char_to_token(4)
+    with pytest.raises(ValueError, match=r"use tokenizer\.convert_ids_to_tokens"):
+        copied.tokens()
+    with pytest.raises(ValueError, match="this batch has no texts"):
+        UNCASED.pad(UNCASED("the day")).word_ids()
 
 
 def test_offsets_skip_what_is_dropped_and_cover_what_is_between():
@@ -424,10 +473,10 @@ def test_tensors_are_int64_with_a_row_for_each_text(kind, type_):
     assert SMALL("a", return_tensors=kind).input_ids.tolist() == [[2, 5, 3]]
 
 
-def test_rows_of_several_lengths_make_no_tensor():
-    with pytest.raises(ValueError, match=r"rows of \[3, 4\] tokens do not make a tensor: pass padding=True"):
+def test_rows_of_several_lengths_cannot_be_a_tensor():
+    with pytest.raises(ValueError, match=r"rows of \[3, 4\] tokens cannot be one tensor: pass padding=True"):
         SMALL(["a b", "c"], return_tensors="pt")
-    with pytest.raises(ValueError, match="an empty batch makes no tensor"):
+    with pytest.raises(ValueError, match="an empty batch cannot be a tensor"):
         SMALL([], return_tensors="pt")
 
 
@@ -468,6 +517,7 @@ def test_decoding():
     assert UNCASED.decode(VOCAB["##ing"]) == "##ing"
     assert UNCASED.decode(torch.tensor(VOCAB["the"])) == "the"
     assert UNCASED.decode([]) == ""
+    assert UNCASED.convert_tokens_to_string(["token", "##ization", "."]) == "tokenization."
     assert DistilBertTokenizer(VOCAB, clean_up_tokenization_spaces=True).decode(ids[7:12]) == "we don't do"
 
 
@@ -488,10 +538,10 @@ def test_ids_and_tokens():
     assert SMALL.convert_ids_to_tokens([np.int64(5), torch.tensor(6)]) == ["a", "b"]
     assert SMALL.convert_ids_to_tokens(2, skip_special_tokens=True) == "[CLS]"
     for several in ([[5], [6]], torch.tensor([[5], [6]]), None):
-        with pytest.raises(TypeError, match=r"expected the ids of one text, .* there is batch_decode"):
+        with pytest.raises(TypeError, match=r"expected the ids of one text, integers: use batch_decode"):
             SMALL.decode(several)
     for ids in (18, [5, 18], [-1]):
-        with pytest.raises(ValueError, match=r"\[(18|-1)\] are no ids of this vocabulary of 18 tokens"):
+        with pytest.raises(ValueError, match=r"ids \[(18|-1)\] are not in this vocabulary of 18 tokens"):
             SMALL.decode(ids)
 
 
@@ -501,21 +551,24 @@ def test_ids_and_tokens():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"padding": "max"}, "padding must be one of False, True, 'longest', 'max_length', not 'max'"),
-        ({"truncation": "first"}, "truncation must be one of False, True, 'longest_first', .*, not 'first'"),
+        ({"padding": "max"}, "padding must be one of False, True, 'longest', 'max_length', 'do_not_pad', not 'max'"),
+        ({"truncation": "first"}, "truncation must be one of None, False, True, 'longest_first', .*, not 'first'"),
         ({"return_tensors": "tf"}, "return_tensors must be one of None, 'pt', 'np', not 'tf'"),
         ({"padding_side": "up"}, "padding_side must be one of 'right', 'left', not 'up'"),
-        ({"max_length": -1}, "max_length must be an integer from 0 on, not -1"),
-        ({"max_length": "5"}, "max_length must be an integer from 0 on, not '5'"),
-        ({"stride": 1.5}, "stride must be an integer from 0 on, not 1.5"),
-        ({"pad_to_multiple_of": 0}, "pad_to_multiple_of must be an integer from 1 on, not 0"),
-        ({"max_length": 5}, "max_length=5 alone does nothing: pass truncation=True or padding='max_length'"),
+        ({"max_length": -1}, "max_length must be an integer, at least 0, not -1"),
+        ({"max_length": "5"}, "max_length must be an integer, at least 0, not '5'"),
+        ({"stride": 1.5}, "stride must be an integer, at least 0, not 1.5"),
+        ({"pad_to_multiple_of": 0}, "pad_to_multiple_of must be an integer, at least 1, not 0"),
+        (
+            {"max_length": 5, "truncation": False},
+            "max_length=5 alone does nothing: pass truncation=True or padding='max_length'",
+        ),
         ({"max_length": 5, "padding": True}, "max_length=5 alone does nothing"),
         ({"max_length": 1, "truncation": True}, "max_length=1 has no room for the 2 special tokens"),
         ({"max_length": 2, "truncation": True, "text_pair": "b"}, "max_length=2 has no room for the 3 special tokens"),
         (
             {"max_length": 5, "truncation": True, "padding": True, "pad_to_multiple_of": 2},
-            "max_length=5 is no multiple of pad_to_multiple_of=2",
+            "max_length=5 is not a multiple of pad_to_multiple_of=2",
         ),
     ],
 )
@@ -525,7 +578,7 @@ def test_options_that_cannot_be_met_are_refused(options, message):
 
 
 @pytest.mark.parametrize("options", [{"truncation": True}, {"padding": "max_length"}])
-def test_a_length_that_nobody_knows_is_asked_for(options):
+def test_an_unknown_maximum_length_is_an_error(options):
     with pytest.raises(ValueError, match=r"this tokenizer has no model_max_length: pass max_length="):
         DistilBertTokenizer(LETTERS)("a", **options)
 
@@ -544,18 +597,20 @@ def test_without_a_padding_token_there_is_no_padding():
         ((None,), "text is NoneType, not str"),
         ((b"a",), "text is bytes, not str"),
         ((["a", None],), r"text\[1\] is NoneType, not str"),
-        ((["a", ["b"]],), r"text\[1\] is list, not str"),
+        ((["a", ["b"]],), r"text\[1\] is a list of 1, neither a text nor a pair of texts"),
+        ((["a", ("b", None)],), r"text\[1\]\[1\] is NoneType, not str"),
+        (([["a", "b"]], [["a", "b"]]), r"text\[0\] is list, not str"),
         ((iter("ab"),), "text is str_(ascii_)?iterator, not str"),
         (("a", ["b"]), "text_pair is list, not str"),
         ((["a"], [3]), r"text_pair\[0\] is int, not str"),
     ],
 )
-def test_a_text_that_is_no_str_is_named(texts, message):
+def test_a_text_that_is_not_a_str_is_named(texts, message):
     with pytest.raises(TypeError, match=f"^{message}"):
         SMALL(*texts)
 
 
-def test_words_that_are_no_str_are_named():
+def test_words_that_are_not_str_are_named():
     with pytest.raises(TypeError, match=r"text\[1\] is int, not str"):
         SMALL(["a", 2], is_split_into_words=True)
     with pytest.raises(TypeError, match=r"text\[1\]\[0\] is NoneType, not str"):
@@ -566,12 +621,12 @@ def test_words_that_are_no_str_are_named():
 
 @pytest.mark.parametrize("second", ["b", ["b"], []])
 def test_as_many_second_texts_as_first_ones(second):
-    with pytest.raises(ValueError, match="text_pair must be a list of 2, one for each text"):
+    with pytest.raises(ValueError, match="text_pair must be a list of 2 texts, one for each text"):
         SMALL(["a", "a"], second)
 
 
 def test_a_lone_surrogate_is_shown():
-    with pytest.raises(ValueError, match=r"text\[1\] holds a lone surrogate, '\\ud800' at place 2, which is no"):
+    with pytest.raises(ValueError, match=r"text\[1\] has a lone surrogate, '\\ud800' at index 2: decode the"):
         SMALL(["a", "é \ud800"])
 
 
@@ -581,12 +636,12 @@ def test_a_lone_surrogate_is_shown():
         ({"[UNK]": 0, "[CLS]": 1}, {}, r"the vocabulary of 2 tokens lacks \[SEP\]"),
         ({}, {}, r"the vocabulary of 0 tokens lacks \[UNK\], \[CLS\], \[SEP\]"),
         (LETTERS, {"cls_token": "<s>"}, "lacks <s>"),
-        ({**LETTERS, "x": 5}, {}, "no two tokens have the same id"),
-        ({**LETTERS, "x": -1}, {}, "must be integers from 0 on"),
-        ({**LETTERS, "x": "7"}, {}, "must be integers from 0 on"),
+        ({**LETTERS, "x": 5}, {}, "must be different integers, at least 0"),
+        ({**LETTERS, "x": -1}, {}, "must be different integers, at least 0"),
+        ({**LETTERS, "x": "7"}, {}, "must be different integers, at least 0"),
         (LETTERS, {"padding_side": "up"}, "padding_side must be one of 'right', 'left', not 'up'"),
         (LETTERS, {"truncation_side": None}, "truncation_side must be one of 'right', 'left', not None"),
-        (LETTERS, {"model_max_length": 0}, "model_max_length must be an integer from 1 on, not 0"),
+        (LETTERS, {"model_max_length": 0}, "model_max_length must be an integer, at least 1, not 0"),
     ],
 )
 def test_a_vocabulary_or_a_setting_that_cannot_work_is_refused(vocab, settings, message):
@@ -611,7 +666,7 @@ BASIC = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\n"
 LOWER = {"do_lower_case": True}
 
 
-def test_a_vocabulary_file_is_read_as_it_is_in_real_life(tmp_path):
+def test_line_ends_blank_lines_and_duplicates_in_vocab_txt(tmp_path):
     crlf = write(
         tmp_path, vocab_txt="\ufeff[PAD]\r\n[UNK]  \n[CLS]\n[SEP]\n\na\nb\na\n\u2028x\nlast", tokenizer_config=LOWER
     )
@@ -637,9 +692,9 @@ def test_settings_come_from_tokenizer_config(tmp_path):
         },
     )
     assert repr(DistilBertTokenizer.from_pretrained(str(folder))) == (
-        "DistilBertTokenizer(do_lower_case=False, strip_accents=True, tokenize_chinese_chars=False, "
-        "model_max_length=128, unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]', pad_token='[PAD]', "
-        "mask_token='<m>', padding_side='left', truncation_side='left', clean_up_tokenization_spaces=True)"
+        "DistilBertTokenizer(unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]', pad_token='[PAD]', "
+        "mask_token='<m>', clean_up_tokenization_spaces=True, do_lower_case=False, strip_accents=True, "
+        "tokenize_chinese_chars=False, model_max_length=128, padding_side='left', truncation_side='left')"
     )
 
 
@@ -654,7 +709,7 @@ def test_settings_come_from_tokenizer_config(tmp_path):
         ({"model_max_length": 1e30}, None, None),
     ],
 )
-def test_the_longest_input_is_known_from_either_config(tmp_path, config, model, length):
+def test_model_max_length_comes_from_either_config(tmp_path, config, model, length):
     write(tmp_path, vocab_txt=BASIC, tokenizer_config=LOWER | config, **({"config": model} if model else {}))
     assert DistilBertTokenizer.from_pretrained(tmp_path).model_max_length == length
 
@@ -678,9 +733,11 @@ def test_tokenizer_json_alone_is_enough(tmp_path):
 
 
 @pytest.mark.parametrize(("word", "lowers"), [("a", True), ("A", False), ("[UNUSED]", True)])
-def test_without_any_word_on_it_the_capitals_decide_with_a_warning(tmp_path, word, lowers):
+def test_without_a_setting_do_lower_case_follows_the_capitals_with_a_warning(tmp_path, word, lowers):
     write(tmp_path, vocab_txt=BASIC + word)
-    with pytest.warns(UserWarning, match=f"Its vocabulary suggests do_lower_case={lowers}: write that into") as caught:
+    with pytest.warns(
+        UserWarning, match=f"no file has the setting do_lower_case. The vocabulary suggests {lowers}: write"
+    ) as caught:
         tokenizer = DistilBertTokenizer.from_pretrained(tmp_path)
     assert tokenizer.do_lower_case is lowers
     assert caught[0].filename == __file__
@@ -692,7 +749,7 @@ def test_tokens_added_to_vocab_txt(tmp_path):
     assert DistilBertTokenizer.from_pretrained(tmp_path).encode("a<E>") == [2, 5, 7, 3]
 
 
-def test_tokens_added_in_files_of_their_own(tmp_path):
+def test_added_tokens_in_separate_files(tmp_path):
     write(
         tmp_path,
         vocab_txt=BASIC,
@@ -710,12 +767,12 @@ def test_tokens_added_in_files_of_their_own(tmp_path):
 @pytest.mark.parametrize(
     ("files", "error", "message"),
     [
-        ({}, OSError, "no tokenizer in it: neither tokenizer.json nor vocab.txt"),
+        ({}, OSError, "it has no tokenizer, neither tokenizer.json nor vocab.txt"),
         ({"vocab_txt": b"\xff\xfe"}, ValueError, "vocab.txt: not UTF-8"),
-        ({"vocab_txt": b"", "tokenizer_config": LOWER}, ValueError, r"vocab\.txt: it is empty"),
+        ({"vocab_txt": b"", "tokenizer_config": LOWER}, ValueError, r"vocab\.txt: the file is empty"),
         ({"vocab_txt": "a\nb", "tokenizer_config": LOWER}, ValueError, r"the vocabulary of 2 tokens lacks \[UNK\]"),
         ({"tokenizer": "{"}, ValueError, "not valid JSON"),
-        ({"tokenizer": {"model": {"type": "BPE"}}}, ValueError, "its tokenizer.json is of a BPE tokenizer, not of"),
+        ({"tokenizer": {"model": {"type": "BPE"}}}, ValueError, "tokenizer.json holds a BPE tokenizer, not WordPiece"),
         ({"tokenizer": {}}, ValueError, "not as transformers writes them: KeyError"),
         ({"tokenizer": {"model": {"vocab": 3}}}, ValueError, "not as transformers writes them: TypeError"),
         ({"tokenizer": {"model": {"vocab": {"a": [1]}}}, "tokenizer_config": LOWER}, ValueError, "unhashable"),
@@ -736,7 +793,7 @@ def test_tokens_added_in_files_of_their_own(tmp_path):
         ),
     ],
 )
-def test_files_that_are_no_tokenizer_are_refused(tmp_path, files, error, message):
+def test_files_without_a_valid_tokenizer_are_refused(tmp_path, files, error, message):
     with pytest.raises(error, match=message) as caught:
         DistilBertTokenizer.from_pretrained(write(tmp_path, **files))
     assert str(tmp_path) in str(caught.value)
@@ -775,7 +832,7 @@ def test_saving_replaces_a_tokenizer_of_another_format(tmp_path):
 
 
 @pytest.mark.parametrize("token", ["a ", "a\nb", "\u3000"])
-def test_a_token_that_no_line_can_hold_is_not_saved(tmp_path, token):
+def test_a_token_that_a_line_cannot_hold_is_not_saved(tmp_path, token):
     tokenizer = DistilBertTokenizer({**LETTERS, token: len(LETTERS)})
     with pytest.raises(ValueError, match=r"vocab.txt cannot hold tokens with a line break, or with white space at"):
         tokenizer.save_pretrained(tmp_path / "folder")

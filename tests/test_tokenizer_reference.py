@@ -1,4 +1,4 @@
-"""The tokenizer against transformers' own and the Rust library below it, on every character and on texts made up."""
+"""The tokenizer against transformers' tokenizer and the Rust library, on every character and on random texts."""
 
 import json
 import random
@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from minibert import DistilBertTokenizer
-from minibert.tokenizer.encoding import kept_lengths
+from minibert.tokenizer.rows import kept_lengths
 from minibert.tokenizer.unicode_tables import DROPPED, MARKS, NEWER, WHITE_SPACE, decompose
 from minibert.tokenizer.wordpiece import AddedToken
 
@@ -41,12 +41,16 @@ each_pair = pytest.mark.parametrize(("ours", "theirs"), PAIRS.values(), ids=map(
 
 
 def assert_equal_encodings(ours, theirs, *texts, **options):
-    """The same columns, word_ids and sequence_ids."""
+    """The same columns, word_ids, sequence_ids, tokens, and tokens of the first characters."""
     mine, reference = ours(*texts, **options), theirs(*texts, **options)
     assert dict(mine) == dict(reference.data)
     for i in range(len(reference.encodings)):
         assert mine.word_ids(i) == reference.word_ids(i)
         assert mine.sequence_ids(i) == reference.sequence_ids(i)
+        assert mine.tokens(i) == ours.convert_ids_to_tokens(reference.encodings[i].ids)
+        for text in {0, 1} & set(mine.sequence_ids(i)):
+            for char in range(4):
+                assert mine.char_to_token(i, char, text) == reference.char_to_token(i, char, text)
 
 
 @each_pair
@@ -77,7 +81,7 @@ def test_any_run_of_marks_is_decomposed_as_in_rust():
         assert decompose(text) == reference.normalize_str(text)
 
 
-# Characters that the vocabulary has, those with rules of their own, and any.
+# Characters in the vocabulary, characters with special rules, and any others.
 characters = st.one_of(
     st.sampled_from([token for token in VOCAB if len(token) == 1]),
     st.sampled_from([chr(code_point) for code_point in sorted(DROPPED | WHITE_SPACE)]),
@@ -123,13 +127,15 @@ def test_any_ids_to_text(rows, skip, clean):
 
 @st.composite
 def calls(draw):
-    """Texts, or pairs, or lists of words, and options that both tokenizers can meet."""
+    """Texts, pairs or lists of words, and options that both tokenizers accept."""
     is_split = draw(st.booleans())
     text = st.lists(texts, min_size=1, max_size=4) if is_split else texts
     count = draw(st.integers(1, 3))
     arguments = [draw(st.lists(text, min_size=count, max_size=count)) for _ in range(draw(st.integers(1, 2)))]
     if draw(st.booleans()) and (len(arguments) == 1 or arguments[1][0]):  # transformers: "" is no second text
         arguments = [argument[0] for argument in arguments]
+    elif draw(st.booleans()):
+        arguments = [list(zip(*arguments, strict=True)) if len(arguments) == 2 else arguments[0]]
     options = {
         "is_split_into_words": is_split,
         "padding": draw(st.sampled_from([False, True, "longest", "max_length"])),
@@ -138,6 +144,8 @@ def calls(draw):
         "pad_to_multiple_of": draw(st.sampled_from([None, 4])),
         "add_special_tokens": draw(st.booleans()),
         "return_overflowing_tokens": draw(st.booleans()),
+        "return_token_type_ids": draw(st.sampled_from([None, True, False])),
+        "return_attention_mask": draw(st.sampled_from([None, True, False])),
         "return_offsets_mapping": True,
         "return_special_tokens_mask": True,
     }
@@ -157,9 +165,9 @@ def test_any_call(call):
     try:
         ours(*arguments, **options)
     except ValueError as error:
-        # Either what transformers refuses too, with an error or a panic, or windows of no token at all, where it gives
-        # rows longer than max_length.
-        if "cannot hold only 0" not in str(error):
+        # transformers refuses the same with an error or a panic, except windows of 0 tokens: its rows are then longer
+        # than max_length.
+        if "windows of 0 tokens" not in str(error):
             with pytest.raises(BaseException, match=r"too short|cannot|stride|second|Truncation error"):
                 theirs(*arguments, **options)
         return

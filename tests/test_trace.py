@@ -45,8 +45,30 @@ def test_one_query_is_shown_in_full():
     assert json.dumps(result.to_dict())
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_it_looks_at_the_most_padded_row_and_at_the_head_that_padding_draws_most(layer):
+    each, inputs = model(), batch()  # 1, 4 and 7 real tokens of 7
+    result = trace(each, inputs, TOKENS, layer=layer, query=2)
+    with capture(each, f"*.{layer}.attention.scores") as steps, torch.no_grad():
+        each(**inputs)
+    (scores,) = steps.values()
+    assert result.row == 0
+    assert result.head == scores[0, :, 2].softmax(-1)[:, 1:].sum(-1).argmax()
+    assert ("of all heads it gives [PAD] the most" in str(result)) == result.head_is_chosen is True
+    assert ("layer 0: its scores are the same" in str(result)) == (layer == 0)
+    assert not trace(each, inputs, TOKENS, head=result.head).head_is_chosen
+
+
+def test_a_pattern_of_queries_and_keys_may_be_traced():
+    each, inputs = model(), batch()
+    pattern = torch.ones(3, 1, 7, 7, dtype=torch.bool).tril()
+    result = trace(each, inputs | {"attention_mask": pattern}, TOKENS, row=1, query=3)
+    assert (result.keys["probs"][4:] == 0).all()
+
+
 def test_without_a_mask_there_is_no_column_for_it():
     result = trace(model(activation="relu"), batch(mask="none"), TOKENS)
+    assert (result.row, result.head, result.head_is_chosen) == (0, 0, False)
     assert "mask" not in result.keys
     assert "+ mask" not in str(result).rpartition("Layer 0")[2]
     assert "max(x, 0)" in str(result)
@@ -66,6 +88,17 @@ def test_a_table_aligns_numbers_to_the_right_and_text_to_the_left():
         "a      1  + 0        0.5",
         "long  10  + 1  1.235e+04",
     ]
+
+
+def test_a_table_shows_itself_in_a_notebook():
+    laid_out = table(("key", "n"), [("<b>", 1)])
+    plain_html = (
+        laid_out._repr_html_().replace(' style="text-align: left"', "").replace(' style="text-align: right"', ">")
+    )
+    assert plain_html == "<table><tr><th>key</th><th>>n</th></tr><tr><td>&lt;b&gt;</td><td>>1</td></tr></table>"
+    shown = trace(model(), batch(), TOKENS)._repr_html_()
+    assert shown.count("<table>") == 2
+    assert "<pre" in shown
 
 
 def test_a_report_goes_into_json():

@@ -3,15 +3,27 @@
 import argparse
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NoReturn
 
 from .. import DEMO, __version__
+from .output import shorten, visible
+
+LONGEST = 4 * 2**20  # bytes of a text; the whole of War and Peace has 3 million
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, which repeats a bad argument with its control characters, however long it is."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the error, and exit with status 2."""
+        super().error(shorten(visible(message)))
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; each sets `command` to the module and function in this package that run it."""
-    parser = argparse.ArgumentParser(prog="minibert", description="DistilBERT by hand: run it and look inside.")
+    parser = Parser(prog="minibert", description="DistilBERT by hand: run it and look inside.")
     parser.add_argument("--version", action="version", version=f"minibert {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_study_commands(commands)
@@ -64,8 +76,14 @@ def add_study_commands(commands: Any) -> None:
 
     command = commands.add_parser("trace", help="every value of one forward pass, in order, and one query in full")
     add_sentences(command)
-    for name in ("layer", "head", "row", "query"):
-        command.add_argument(f"--{name}", type=int, default=0, metavar="N", help=f"the {name} to look into; default: 0")
+    command.add_argument("--layer", type=int, default=0, metavar="N", help="the layer to look into; default: 0")
+    command.add_argument(
+        "--head", type=int, metavar="N", help="its head; default: the one that would give [PAD] the most, as in walk"
+    )
+    command.add_argument("--row", type=int, metavar="N", help="the text, from 0; default: the shortest, as in walk")
+    command.add_argument(
+        "--query", type=int, default=0, metavar="N", help="the token, from 0; default: 0, which is [CLS]"
+    )
     command.set_defaults(command="study.run_trace")
     add_common_options(command)
 
@@ -101,6 +119,17 @@ def add_study_commands(commands: Any) -> None:
     command.add_argument("--against", choices=("transformers", "oracle"), help="only this one; default: both")
     command.set_defaults(command="study.run_compare")
     add_common_options(command)
+
+    command = commands.add_parser("exercise", help="ten exercises: change a copy of the model, predict what differs")
+    command.add_argument("number", nargs="?", type=int, metavar="N", help="1 to 10; none lists them")
+    command.add_argument("--predict", metavar="STEP", help="the first step that differs, such as scores; or none")
+    command.add_argument("--answer", action="store_true", help="show the answer")
+    command.add_argument("--reset", action="store_true", help="make the copy anew; what you changed in it is lost")
+    command.add_argument("-v", "--verbose", action="store_true", help="show every value of the comparison")
+    command.add_argument(
+        "--folder", type=Path, default=Path("minibert-exercises"), help="for the copies; default: minibert-exercises"
+    )
+    command.set_defaults(command="study.run_exercise", model="")
 
 
 def add_sentences(command: argparse.ArgumentParser) -> None:
@@ -151,13 +180,14 @@ def read_context(options: argparse.Namespace) -> str:
     """Return the text to find answers in: an argument, or a whole file.
 
     Raises:
-        ValueError: there is no source for it, or more than one; it is not UTF-8.
+        ValueError: there is no source for it, or more than one; it is too long, or not UTF-8.
     """
     if (options.context is None) == (options.file is None):
         raise ValueError("give a context, or --file FILE, or - for standard input")
     if options.context not in (None, "-"):
         return options.context
-    return "\n".join(line for _, line in read_lines(options.file))
+    with open_input(options.file) as file:
+        return decode(file.read(LONGEST + 1), "standard input" if options.file is None else str(options.file))
 
 
 def refuse_empty(named: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
@@ -172,12 +202,36 @@ def read_lines(path: Path | None) -> Iterator[tuple[str, str]]:
     """Yield each line of a UTF-8 file or of standard input, with a name for errors; show progress on a terminal."""
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # slow to import
 
-    with sys.stdin.buffer if path is None else path.open("rb") as file:
-        # disable=None: show nothing if standard error is not a terminal
-        lines = tqdm(file, unit=" texts", disable=None)  # type: ignore[no-untyped-call]
-        for number, line in enumerate(lines, 1):
+    with open_input(path) as file:
+        lines = iter(partial(file.readline, LONGEST + 1), b"")
+        disable = True if sys.stderr is None else None  # None: show nothing if standard error is not a terminal
+        for number, line in enumerate(tqdm(lines, unit=" texts", disable=disable), 1):  # type: ignore[no-untyped-call]
             where = f"{'standard input' if path is None else path}, line {number},"
-            try:
-                yield where, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{where} is not UTF-8 ({error.reason})") from None
+            yield where, decode(line, where).rstrip("\r\n")
+
+
+def open_input(path: Path | None) -> BinaryIO:
+    """Open a file, or standard input.
+
+    Raises:
+        ValueError: standard input is closed.
+    """
+    if path is not None:
+        return path.open("rb")
+    if sys.stdin is None:
+        raise ValueError("standard input is closed")
+    return sys.stdin.buffer
+
+
+def decode(data: bytes, where: str) -> str:
+    """Decode a text.
+
+    Raises:
+        ValueError: it has more than LONGEST bytes, or is not UTF-8.
+    """
+    if len(data) > LONGEST:
+        raise ValueError(f"{where} has more than {LONGEST >> 20} MiB: split it")
+    try:
+        return data.decode("utf-8-sig")  # some editors begin a file with a byte order mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is not UTF-8 ({error.reason})") from None

@@ -1,7 +1,7 @@
 """The commands that run a pipeline on texts: classify, tag, fill, answer, embed."""
 
 import argparse
-import json
+import io
 from collections.abc import Iterable, Iterator
 from itertools import tee
 from typing import Any, TypeVar
@@ -10,6 +10,7 @@ import numpy as np
 
 from ..pipeline import Embedder, MaskFiller, Pipeline, QuestionAnswerer, TextClassifier, TokenClassifier
 from .arguments import read_context, read_texts, refuse_empty
+from .output import check_output_file, to_json, visible, write_file
 
 Result = TypeVar("Result")
 
@@ -20,7 +21,7 @@ def run_classify(options: argparse.Namespace) -> int:
     classifier = TextClassifier(options.model, revision=options.revision, truncation=options.truncate)
     for text, best in with_results(texts, classifier):
         record = {"text": text, "label": best.label, "score": best.score}
-        show(options, record, [f"{best.label}\t{best.score:.4f}\t{text}"])
+        show(options, record, [(best.label, f"{best.score:.4f}", text)])
     return 0
 
 
@@ -29,8 +30,8 @@ def run_tag(options: argparse.Namespace) -> int:
     texts = read_texts(options)
     tagger = TokenClassifier(options.model, revision=options.revision)
     for text, entities in with_results(texts, tagger):
-        lines = [f"  {entity.label}\t{entity.score:.4f}\t{entity.text}" for entity in entities]
-        show(options, {"text": text, "entities": entities}, [text, *lines])
+        lines = [(f"  {entity.label}", f"{entity.score:.4f}", entity.text) for entity in entities]
+        show(options, {"text": text, "entities": entities}, [(text,), *lines])
     return 0
 
 
@@ -39,8 +40,8 @@ def run_fill(options: argparse.Namespace) -> int:
     texts = read_texts(options)
     filler = MaskFiller(options.model, revision=options.revision, top_k=options.top_k, truncation=options.truncate)
     for text, masks in with_results(texts, filler):
-        lines = [f"  {i}\t{best.score:.4f}\t{best.token}" for i, ranked in enumerate(masks, 1) for best in ranked]
-        show(options, {"text": text, "masks": masks}, [text, *lines])
+        lines = [(f"  {i}", f"{best.score:.4f}", best.token) for i, ranked in enumerate(masks, 1) for best in ranked]
+        show(options, {"text": text, "masks": masks}, [(text,), *lines])
     return 0
 
 
@@ -56,7 +57,7 @@ def run_answer(options: argparse.Namespace) -> int:
         handle_impossible_answer=options.no_answer,
     )
     (answers,) = answerer([(question, context)])
-    lines = [f"{answer.score:.4f}\t{answer.text or '(no answer)'}\t{answer.start}-{answer.end}" for answer in answers]
+    lines = [(f"{best.score:.4f}", best.text or "(no answer)", f"{best.start}-{best.end}") for best in answers]
     show(options, {"question": question, "answers": answers}, lines)
     return 0
 
@@ -64,16 +65,20 @@ def run_answer(options: argparse.Namespace) -> int:
 def run_embed(options: argparse.Namespace) -> int:
     """Print a line for each text, its vector, or write all vectors as one array."""
     texts = read_texts(options)
-    if options.out is not None and (options.out.suffix != ".npy" or not options.out.parent.is_dir()):
-        raise ValueError(f"--out {options.out}: give a file that ends in .npy, in a folder that exists")
+    if options.out is not None:
+        if options.out.suffix != ".npy":
+            raise ValueError(f"--out {options.out}: give a file that ends in .npy")
+        check_output_file(options.out)
     embedder = Embedder(options.model, revision=options.revision, pooling=options.pooling, truncation=options.truncate)
     if options.out is not None:
         vectors = [vector.numpy() for vector in embedder(texts)]
-        np.save(options.out, np.array(vectors, np.float32).reshape(-1, embedder.model.config.dim))
+        file = io.BytesIO()
+        np.save(file, np.array(vectors, np.float32).reshape(-1, embedder.model.config.dim))
+        write_file(options.out, file.getvalue())
         return 0
     for text, vector in with_results(texts, embedder):
         numbers = vector.tolist()
-        show(options, {"text": text, "embedding": numbers}, [" ".join(f"{x:.6g}" for x in numbers)])
+        show(options, {"text": text, "embedding": numbers}, [(" ".join(f"{x:.6g}" for x in numbers),)])
     return 0
 
 
@@ -84,6 +89,6 @@ def with_results(texts: Iterator[str], pipeline: Pipeline[str, Result]) -> Itera
     return ((text, result) for result, text in zip(pipeline(copies), texts, strict=True))
 
 
-def show(options: argparse.Namespace, record: dict[str, Any], lines: Iterable[str]) -> None:
-    """Print a result, as JSON on one line or as lines to read."""
-    print(json.dumps(record, default=vars) if options.json else "\n".join(lines))
+def show(options: argparse.Namespace, record: dict[str, Any], lines: Iterable[tuple[str, ...]]) -> None:
+    """Print a result: as JSON on one line, or as lines of columns with tabs between them."""
+    print(to_json(record) if options.json else "\n".join("\t".join(map(visible, columns)) for columns in lines))

@@ -1,14 +1,17 @@
-"""The instrument: it reads and edits what the model computes; the model knows nothing of it."""
+"""The instruments: they read and edit what the model computes. The model does not import them."""
 
 from .attribution import gradient_times_input, integrated_gradients, logit_lens, rollout
+from .audit import audit
 from .compare import compare, compare_checkpoint
 from .figure import attention_figure
+from .flips import label_flips
 from .interventions import ablate_heads, patch
 from .lab import attention_lab
-from .masks import check_pad_invariance, compare_masks, mask_only, renormalisation
+from .leak import check_pad_invariance, leak_routes, mask_only, renormalisation
+from .masks import compare_masks
 from .padding import left_padding, pad_mass, padding_cost, padding_drift, precision_ladder
 from .page import attention_page
-from .steps import capture, capture_nbytes, edit
+from .steps import capture, edit
 from .trace import trace
 from .walk import walk
 
@@ -17,8 +20,8 @@ __all__ = [
     "attention_figure",
     "attention_lab",
     "attention_page",
+    "audit",
     "capture",
-    "capture_nbytes",
     "check_pad_invariance",
     "compare",
     "compare_checkpoint",
@@ -26,6 +29,8 @@ __all__ = [
     "edit",
     "gradient_times_input",
     "integrated_gradients",
+    "label_flips",
+    "leak_routes",
     "left_padding",
     "logit_lens",
     "mask_only",

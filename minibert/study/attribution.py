@@ -1,18 +1,21 @@
 """Which tokens an answer rests on: attention rollout, gradient x input, integrated gradients; and the logit lens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 
 import torch
 from torch import Tensor
 
-from ..heads import DistilBertForMaskedLM, DistilBertForSequenceClassification
+from ..heads import DistilBertForMultipleChoice, DistilBertForSequenceClassification
+from ..model import DistilBertModel
+from .models import Model
 from .report import Report, table
 from .steps import check_eval
 
 
 def rollout(attentions: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
-    """Follow attention through all layers, half of each token's flow being its residual connection.
+    """Follow attention through all layers. Half of what a token passes on is its own value: the residual connection.
 
     Args:
         attentions: n_layers of (B, H, S, S), as `output_attentions=True` gives them.
@@ -36,15 +39,16 @@ def rollout(attentions: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
 
 @dataclass
 class Attribution(Report):
-    """How much each token speaks for a class.
+    """How much each token adds to the logit of a class.
 
     Args:
         scores: (B, S), 0 at padding.
         target: (B,) class whose logit is explained.
         logits: (B, L) of the model.
         explained: (B,) sum of the scores.
-        to_explain: (B,) what integrated gradients sum to in the limit of many steps: the target's logit less that of
-            the baseline; None for gradient x input, which has no such rule.
+        to_explain: (B,) the sum that integrated gradients reach with many steps: the target's logit less that of the
+            baseline; None for gradient x input, which has no such rule.
+        tokens: B lists of S strings, for printing; None prints numbers.
     """
 
     scores: Tensor
@@ -52,15 +56,37 @@ class Attribution(Report):
     logits: Tensor
     explained: Tensor
     to_explain: Tensor | None
+    tokens: Sequence[Sequence[str]] | None = None
 
-    def __str__(self) -> str:
-        """Return a row for each token of each text, by number."""
-        rows = [(row, i, x) for row, scores in enumerate(self.scores.tolist()) for i, x in enumerate(scores)]
-        return table(("row", "token", "score"), rows)
+    def parts(self) -> Iterator[str]:
+        """Return a row for each token of each text."""
+        rows = [
+            (row, i if self.tokens is None else self.tokens[row][i], x)
+            for row, scores in enumerate(self.scores.tolist())
+            for i, x in enumerate(scores)
+        ]
+        yield table(("row", "token", "score"), rows)
+
+    def _repr_html_(self) -> str:
+        """Return each text with its tokens in colour: blue adds to the class, red takes from it."""
+        if self.tokens is None:
+            return super()._repr_html_()
+        largest = self.scores.abs().max().item() or 1.0
+        texts = []
+        for row, tokens in enumerate(self.tokens):
+            spans = []
+            for token, score in zip(tokens, self.scores[row].tolist(), strict=True):
+                colour = f"rgba({'50, 110, 230' if score > 0 else '230, 60, 50'}, {0.7 * abs(score) / largest:.2f})"
+                spans.append(f'<span title="{score:.3g}" style="background: {colour}">{escape(token)}</span>')
+            texts.append(f"<div>class {self.target[row].item()}: {' '.join(spans)}</div>")
+        return "".join(texts)
 
 
 def gradient_times_input(
-    model: DistilBertForSequenceClassification, batch: Mapping[str, Tensor], target: Tensor | None = None
+    model: DistilBertForSequenceClassification,
+    batch: Mapping[str, Tensor],
+    target: Tensor | None = None,
+    tokens: Sequence[Sequence[str]] | None = None,
 ) -> Attribution:
     """Multiply each word embedding by the gradient of the target's logit with respect to it.
 
@@ -68,13 +94,14 @@ def gradient_times_input(
         model: a classifier in eval mode.
         batch: input_ids and attention_mask (B, S).
         target: (B,) classes; None explains the predicted ones.
+        tokens: B lists of S strings, for printing and for coloured text in a notebook.
 
     Source: Shrikumar et al. 2016.
     """
     embeds = _word_embeddings(model, batch)
     logits, target = _predict(model, embeds, batch, target)
     scores = (_gradient(model, embeds, batch, target) * embeds).sum(-1)
-    return Attribution(scores, target, logits, scores.sum(-1), None)
+    return Attribution(scores, target, logits, scores.sum(-1), None, tokens)
 
 
 def integrated_gradients(
@@ -82,14 +109,16 @@ def integrated_gradients(
     batch: Mapping[str, Tensor],
     target: Tensor | None = None,
     steps: int = 32,
+    tokens: Sequence[Sequence[str]] | None = None,
 ) -> Attribution:
-    """Integrate the gradient on the straight way from a baseline, every word embedding that of [PAD], to the input.
+    """Integrate the gradient along the straight line from a baseline to the input; the baseline is all [PAD].
 
     Args:
         model: a classifier in eval mode.
         batch: input_ids and attention_mask (B, S).
         target: (B,) classes; None explains the predicted ones.
-        steps: points on the way (midpoint rule). Compare `explained` with `to_explain` to see whether they are enough.
+        steps: points on the line (midpoint rule). They are enough when `explained` is near `to_explain`.
+        tokens: B lists of S strings, for printing and for coloured text in a notebook.
 
     Raises:
         ValueError: the model has no padding token; fewer than one step.
@@ -110,27 +139,34 @@ def integrated_gradients(
     scores = (torch.stack(gradients).mean(0) * (embeds - baseline)).sum(-1)
     start, _ = _predict(model, baseline, batch, target)
     gained = (logits - start).gather(1, target[:, None])[:, 0]
-    return Attribution(scores, target, logits, scores.sum(-1), gained)
+    return Attribution(scores, target, logits, scores.sum(-1), gained, tokens)
 
 
 @torch.no_grad()
-def logit_lens(model: DistilBertForMaskedLM, batch: Mapping[str, Tensor]) -> Tensor:
-    """Read each layer's hidden states with the masked-LM head, as if they were the last.
+def logit_lens(model: Model, batch: Mapping[str, Tensor]) -> Tensor:
+    """Read each layer's hidden states with the model's head, as if they were the last.
 
-    The lens was made for models that normalize before each block, whose residual stream one final LayerNorm reads.
-    DistilBERT normalizes after each block, so each layer has a basis and a scale of its own: expect the lens to be
-    blurred in the lower layers, and compare shapes of distributions rather than logits.
+    The lens was made for models that normalize before each block: one final LayerNorm reads their residual stream.
+    DistilBERT normalizes after each block, so each layer has its own basis and scale. In the lower layers compare which
+    logit is the largest, rather than the logits' values.
 
     Args:
-        model: a masked-LM model.
+        model: any model with a head but multiple choice, in eval mode.
         batch: input_ids and attention_mask (B, S).
 
     Returns:
-        (n_layers + 1, B, S, V) logits, the embeddings' first, the model's own last.
+        (n_layers + 1, *logits) logits, the embeddings' first, the model's own last. The shape of logits is (B, S, V)
+        for masked LM, (B, L) for sequence classification, (B, S, L) for token classification, and (B, S, 2) for
+        question answering, start and end.
+
+    Raises:
+        ValueError: a model in training mode, without a head, or for multiple choice.
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
     check_eval(model)
+    if isinstance(model, DistilBertModel | DistilBertForMultipleChoice):
+        raise ValueError(f"the logit lens needs a head that reads (B, S) texts: {type(model).__name__} has none")
     hidden_states = model.distilbert(
         batch["input_ids"], batch.get("attention_mask"), output_hidden_states=True
     ).hidden_states

@@ -1,7 +1,7 @@
-"""This model against another that should compute the same, value by value, in order of execution.
+"""Compare a model with another that should compute the same, value by value, in order of execution.
 
-The other is a model of transformers, any other PyTorch model with the same names, or the oracle. Nothing here imports
-transformers but `compare_checkpoint`, and only when asked: a model's values are read through PyTorch's own hooks.
+The other is a model of transformers, any other PyTorch model with the same names, or the oracle. A model's values are
+read through PyTorch's own hooks. Only `compare_checkpoint` imports transformers, and only when it is asked to.
 """
 
 import importlib
@@ -17,18 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointFiles
-from ..heads import (
-    DistilBertForMaskedLM,
-    DistilBertForMultipleChoice,
-    DistilBertForQuestionAnswering,
-    DistilBertForSequenceClassification,
-    DistilBertForTokenClassification,
-)
-from ..model import DistilBertModel
+from ..heads import DistilBertForMultipleChoice
 from ..pretrained import PreTrainedModel
 from ..tokenizer import DistilBertTokenizer
 from . import oracle
+from .models import load_checkpoint
 from .report import Report, dtype_name, table
+from .rows import real_part
 from .steps import capture
 from .walk import SENTENCES
 
@@ -40,18 +35,7 @@ FOLLOWED_BY = {
     "sa_layer_norm": "sa_residual",
     "output_layer_norm": "output_residual",
 }
-OF_KEYS = {"scores", "mask", "masked_scores", "probs", "dropout"}  # their last axis is that of the keys
-MODELS: dict[str, type[PreTrainedModel]] = {
-    model.__name__: model
-    for model in (
-        DistilBertModel,
-        DistilBertForMaskedLM,
-        DistilBertForSequenceClassification,
-        DistilBertForTokenClassification,
-        DistilBertForQuestionAnswering,
-        DistilBertForMultipleChoice,
-    )
-}
+ERROR = "An error is |ours - other's| / max(1, |other's|), the largest of a value's numbers."
 AGAINST = ("transformers", "oracle")
 # Above rounding, which every layer multiplies (5e-15 and 3e-6 with weights of an ordinary size); below any mistake.
 ORACLE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -67,8 +51,8 @@ class ComparedStep(Report):
 
     Args:
         name: path of the step or submodule; or one of what the model returns, such as `logits`.
-        result: "OK", "DIFF" (an error above the tolerance), "SHAPE" (another shape), or "MISSING" (the other has the
-            value, the model never computed it).
+        result: "OK", "DIFF" (an error above the tolerance), "SHAPE" (another shape), or "MISSING" (the other model
+            has the value, this one never computed it).
         shape: of the model's value, of the other's where the model has none.
         equal: dtype and every number are the same.
         error_real: largest error at real positions, for attention between two of them; None where shapes differ.
@@ -94,7 +78,7 @@ class Comparison(Report):
         shape: of the batch, (B, S) or (B, C, S).
         padded: how many positions of it are padding.
         tolerance: the largest error that counts as OK.
-        steps: every value that both have, in order of execution, and those that the model should have.
+        steps: every value that both models have, in order of execution, and those that are MISSING.
         not_given: names of the model's values that the other does not give.
     """
 
@@ -114,7 +98,7 @@ class Comparison(Report):
 
     @property
     def first_divergence(self) -> str | None:
-        """Name of the first value that is not OK, if any: what comes later follows from it."""
+        """Name of the first value that is not OK, if any: later differences may follow from it."""
         return next((step.name for step in self.steps if step.result != "OK"), None)
 
     @property
@@ -138,7 +122,7 @@ class Comparison(Report):
         """Return the fields, and the result."""
         return super().to_dict() | {"ok": self.ok, "first_divergence": self.first_divergence}
 
-    def __str__(self) -> str:
+    def parts(self) -> list[str]:
         """Return a table of the values, and the result below it."""
         size = " x ".join(map(str, self.shape))
         rows = (
@@ -152,14 +136,15 @@ class Comparison(Report):
             for step in self.steps
         )
         header = ["value", "shape", "result", "equal", "error at real", "error at padded"]
-        lines = [
+        return [
             f"{self.model} and {self.other}, {self.dtype}, a batch of {size}, {self.padded} padded",
             "",
             table(header, rows),
             "",
+            ERROR,
             f"{len(self.steps)} values: {self.verdict} (tolerance {self.tolerance:.2g})",
+            self.not_given_line,
         ]
-        return "\n".join([*lines, self.not_given_line])
 
     @property
     def not_given_line(self) -> str:
@@ -189,8 +174,8 @@ class CheckpointComparison(Report):
         """Return the fields, and the result."""
         return super().to_dict() | {"ok": self.ok}
 
-    def __str__(self) -> str:
-        """Return a line for each comparison, and what was not compared; then the first that failed, value by value."""
+    def parts(self) -> list[str]:
+        """Return a line for each comparison, and what was not compared; then the first failed one, value by value."""
         header = ["with", "dtype", "batch", "padded", "values", "error at real", "error at padded", "result"]
         rows = (
             [
@@ -206,8 +191,8 @@ class CheckpointComparison(Report):
             for each in self.comparisons
         )
         not_given = dict.fromkeys(each.not_given_line for each in self.comparisons)
-        failed = next((f"\n\n{each}" for each in self.comparisons if not each.ok), "")
-        return "\n".join([self.checkpoint, "", table(header, rows), "", *not_given]) + failed
+        failed = next((["", *each.parts()] for each in self.comparisons if not each.ok), [])
+        return [self.checkpoint, "", table(header, rows), "", ERROR, *not_given, *failed]
 
 
 def compare(
@@ -217,17 +202,17 @@ def compare(
     *,
     tolerance: float | None = None,
 ) -> Comparison:
-    """Run two models on one batch and hold every value of the first against the second's.
+    """Run two models on one batch and compare every value of the first with the second's.
 
-    Both run in the mode they are in, from the same state of the random generator: in train mode, two models that
-    have their dropout in the same places drop the same numbers.
+    Each runs in its own mode, train or eval, from the same state of the random generator: in train mode, two models
+    with dropout in the same places drop the same numbers.
 
     Args:
         model: the one under test, with or without a head; for the oracle in eval mode.
-        other: "oracle", the NumPy float64 formulas run on the model's own weights; or a model with the same names: of
-            transformers, loaded with `attn_implementation="eager"`, or another of these. What transformers does not
-            name is taken from the inputs and outputs of its modules, but the scores before the softmax, which nothing
-            outside its attention sees; a mask that is no padding mask it adds as it is, and does not turn it round.
+        other: "oracle", the NumPy float64 formulas run on the model's own weights; or a model with the same names: from
+            transformers, loaded with `attn_implementation="eager"`, or from minibert. Values that transformers does
+            not name are read from the inputs and outputs of its modules. Its scores cannot be read: they never leave
+            its attention. A mask that is not a padding mask is added by transformers as given.
         batch: the models' keyword arguments, such as a tokenizer gives; the oracle knows `input_ids`,
             `attention_mask` and `position_ids`.
         tolerance: largest error (see `ComparedStep`) that is OK. None: 0 between models, which is every number equal;
@@ -273,12 +258,12 @@ def compare(
 def compare_checkpoint(
     name_or_folder: str | os.PathLike[str], *, revision: str | None = None, against: Sequence[str] = AGAINST
 ) -> CheckpointComparison:
-    """Load a checkpoint and hold every value it computes against transformers, bit for bit, and against the oracle.
+    """Load a checkpoint and compare every value that it computes with transformers, bit for bit, and with the oracle.
 
     The class is the one that config.json names in `architectures`, the bare encoder where it names none. The batches
     are random ids, padded to several lengths, and two sentences where the checkpoint has a tokenizer. transformers
-    reads the files by itself and computes in float32; with the oracle the model computes in float64, so that what
-    remains between them is no rounding of the weights.
+    reads the files by itself and computes in float32. For the oracle the model computes in float64, so that rounding
+    hides no mistake.
 
     Args:
         name_or_folder: a folder, or a name on the Hugging Face Hub.
@@ -304,16 +289,8 @@ def compare_checkpoint(
     return CheckpointComparison(files.name, comparisons)
 
 
-def load_checkpoint(files: CheckpointFiles) -> PreTrainedModel:
-    """Load a checkpoint as the class that its config.json names, the bare encoder where it names none."""
-    architectures = (files.read_json("config.json") or {}).get("architectures") or ["DistilBertModel"]
-    if architectures not in [[name] for name in MODELS]:
-        raise ValueError(f"{files.name}: config.json has architectures {architectures!r}, but not one of {[*MODELS]}")
-    return MODELS[architectures[0]].from_files(files)
-
-
 def _run(model: nn.Module, batch: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    """Return every value by name, in order of execution: of modules without parts, and what the model returns."""
+    """Return every value by name, in order of execution: of modules without parts, then the model's outputs."""
     parts = [name for name, module in model.named_modules() if not any(module.children())]
     with torch.no_grad(), capture(model, *parts) as values:
         output = model(**batch)
@@ -321,7 +298,7 @@ def _run(model: nn.Module, batch: Mapping[str, Tensor | None]) -> dict[str, Tens
 
 
 def _run_other(other: nn.Module, batch: Mapping[str, Tensor | None], n_heads: int) -> dict[str, Tensor]:
-    """Do the same for a model that may be of transformers, and name what transformers does not name."""
+    """Do the same for a model that may be from transformers, and name what transformers does not name."""
     unnamed: dict[str, Tensor] = {}
     with ExitStack() as hooks:
         for name, module in other.named_modules():
@@ -352,7 +329,7 @@ def _note_unnamed(
         values[f"{path}.{last[0]}"] = split_heads(output)
     elif last == "attention" and isinstance(output[1], Tensor):  # SDPA returns no probabilities, and masks by bools
         mask, probs = kwargs.get("attention_mask"), output[1]
-        if mask is not None:  # a padding mask is written out for each query: its first row says it all
+        if mask is not None:  # a padding mask is repeated for each query: one row is enough
             values[f"{name}.mask"] = mask[:, :, :1] if (mask == mask[:, :, :1]).all() else mask
         values[f"{name}.dropout"] = probs
         if not module.training:
@@ -378,7 +355,7 @@ def _real_positions(batch: Mapping[str, Tensor | None]) -> Tensor:
 
 
 def _merge(ours: list[str], theirs: list[str]) -> list[str]:
-    """Return our names in our order, with those that only they have where they have them."""
+    """Return our names in our order, with names that only the other has at the place where it has them."""
     names, position = list(ours), 0
     for name in theirs:
         if name not in names:
@@ -396,22 +373,10 @@ def _compare_step(name: str, ours: Tensor | None, theirs: Tensor, real: Tensor, 
     ours, theirs = ours.cpu().double(), theirs.cpu().double()
     error = (ours - theirs).abs() / theirs.abs().clamp(min=1)
     error = error.masked_fill(error.isnan(), float("inf")).masked_fill(ours == theirs, 0)  # 0 where both are -inf too
-    error, real = torch.broadcast_tensors(error, _spread(real, name, error))
+    error, real = torch.broadcast_tensors(error, real_part(name, error, real))
     errors = [part.max().item() if part.numel() else None for part in (error[real], error[~real])]
     ok = all(part <= tolerance for part in errors if part is not None)
     return ComparedStep(name, "OK" if ok else "DIFF", tuple(ours.shape), equal, *errors)
-
-
-def _spread(real: Tensor, name: str, value: Tensor) -> Tensor:
-    """Lay (B, S) along the axis of a value that has the positions; True where it has none."""
-    if value.ndim == 4:
-        queries, keys = real[:, None, :, None], real[:, None, None, :]
-        if name.rpartition(".")[2] not in OF_KEYS:
-            return queries  # (B, H, S, E)
-        return keys if value.shape[2] == 1 else queries & keys  # (B, 1, 1, S), (B, H, S, S)
-    if value.ndim == 3:
-        return real[:, :, None]  # (B, S, D)
-    return real if name in ("start_logits", "end_logits") else torch.ones_like(value, dtype=torch.bool)
 
 
 def _checkpoint_batches(model: PreTrainedModel, files: CheckpointFiles) -> list[dict[str, Tensor]]:

@@ -7,7 +7,9 @@ import torch
 
 from ..pretrained import PreTrainedModel
 from ..tokenizer import DistilBertTokenizer
+from .models import choose
 from .page import encode
+from .plots import new_figure
 from .steps import capture
 
 if TYPE_CHECKING:
@@ -50,22 +52,20 @@ def attention_figure(
     """
     try:
         from matplotlib.colors import PowerNorm
-        from matplotlib.figure import Figure  # not pyplot: it has global state
     except ImportError as error:
         raise ImportError("attention_figure needs matplotlib: pip install 'minibert[plot]'") from error
     inputs = encode(model, tokenizer, texts, pairs, length)
     input_ids, real = inputs["input_ids"], inputs["attention_mask"]
     sizes = {"layer": (layer, model.config.n_layers), "head": (head, model.config.n_heads), "row": (row, len(real))}
     for name, (index, size) in sizes.items():
-        if not 0 <= index < size:
-            raise ValueError(f"{name} must be 0 to {size - 1}, got {index}")
+        choose(name, [index], size)
     if not masks:
         raise ValueError("masks is empty: give one value for each panel, such as masks=[False, True]")
     probs = f"{model.encoder_prefix}transformer.layer.{layer}.attention.probs"
     tokens = tokenizer.convert_ids_to_tokens(input_ids[row].tolist())
     ticks = range(len(tokens))
     side = 1.4 + 0.22 * len(tokens)  # inches
-    figure = Figure(figsize=(side * len(masks) + 0.6, side), layout="constrained")
+    figure = new_figure(side * len(masks) + 0.6, side)
     panels = figure.subplots(1, len(masks), squeeze=False)[0]
     for panel, mask in zip(panels, masks, strict=True):
         with capture(model, probs) as steps:

@@ -1,28 +1,34 @@
-"""Change a part of the computation and see what the answer makes of it: ablation and activation patching."""
+"""Change a part of the computation and see how the answer changes: ablation and activation patching."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..pretrained import PreTrainedModel
+from .models import attention_step, choose, layer_name
+from .plots import heatmap
 from .report import Report, table
 from .steps import capture, check_eval, edit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @contextmanager
 def ablate_heads(model: PreTrainedModel, heads: Iterable[tuple[int, int]], how: str = "zero") -> Iterator[None]:
-    """Take attention heads out while the model runs: what they say is replaced, for every token.
+    """Take attention heads out while the model runs: their output, the context, is replaced for every token.
 
     Args:
         model: any model.
         heads: pairs of (layer, head), from 0.
-        how: "zero", or "mean": the head's mean over all real tokens of the batch, which leaves its bias in place and
-            removes what it tells tokens apart by.
+        how: "zero", or "mean": the head's mean over all real tokens of the batch. The mean keeps what the head adds to
+            every token alike, and removes what differs between tokens.
 
     Raises:
         ValueError: a layer or head that the model does not have; another `how`; during the forward, "mean" with a
@@ -32,24 +38,20 @@ def ablate_heads(model: PreTrainedModel, heads: Iterable[tuple[int, int]], how: 
     """
     if how not in ("zero", "mean"):
         raise ValueError(f"how must be 'zero' or 'mean', got {how!r}")
-    of_layer: defaultdict[int, list[int]] = defaultdict(list)
+    heads_of: defaultdict[int, list[int]] = defaultdict(list)
     for layer, head in heads:
-        if not (0 <= layer < model.config.n_layers and 0 <= head < model.config.n_heads):
-            raise ValueError(
-                f"no head {(layer, head)}: the model has {model.config.n_layers} layers of {model.config.n_heads} heads"
-            )
-        of_layer[layer].append(head)
+        choose("layer", [layer], model.config.n_layers)
+        heads_of[layer] += choose("head", [head], model.config.n_heads)
 
-    def ablate(context: Tensor, name: str) -> Tensor:  # (B, H, S, E)
-        layer = int(name.split(".")[-3])
+    def ablate(layer: int, context: Tensor) -> Tensor:  # (B, H, S, E)
         context = context.clone()
-        mask = masks.pop(name.replace(".context", ".mask"), None)  # taken away: the next forward may have none
-        for head in of_layer[layer]:
+        mask = masks.pop(attention_step(model, layer, "mask"), None)  # taken away: the next forward may have none
+        for head in heads_of[layer]:
             context[:, head] = 0 if how == "zero" else _real_tokens(context[:, head], mask).mean(0)
         return context
 
-    names = [_attention(model, layer, "context") for layer in of_layer]
-    with capture(model, "*.attention.mask") as masks, edit(model, dict.fromkeys(names, ablate)):
+    edits = {attention_step(model, layer, "context"): partial(ablate, layer) for layer in heads_of}
+    with capture(model, "*.attention.mask") as masks, edit(model, edits):
         yield
 
 
@@ -68,6 +70,7 @@ class Patching(Report):
 
     Args:
         axes: the names of the axes of `patched`.
+        columns: the names of its columns, such as tokens.
         clean: the metric of the clean run.
         corrupt: the metric of the corrupt run.
         patched: the metric of the corrupt run with one clean value in it: (n_layers + 1, positions), hidden states
@@ -75,17 +78,27 @@ class Patching(Report):
     """
 
     axes: tuple[str, str]
+    columns: list[str]
     clean: float
     corrupt: float
     patched: Tensor
 
-    def __str__(self) -> str:
+    def parts(self) -> Iterator[str]:
         """Return the share of the way from the corrupt to the clean metric that each place restores."""
-        restored = (self.patched - self.corrupt) / (self.clean - self.corrupt)
-        header = (self.axes[0], *(f"{self.axes[1]} {i}" for i in range(self.patched.shape[1])))
-        return f"clean {self.clean:.4f}, corrupt {self.corrupt:.4f}; restored by each place:\n" + table(
-            header, ((layer, *(f"{x:.0%}" for x in row)) for layer, row in enumerate(restored.tolist()))
-        )
+        yield f"clean {self.clean:.4f}, corrupt {self.corrupt:.4f}; restored by each place:"
+        rows = ((layer, *(f"{x:.0%}" for x in row)) for layer, row in enumerate(self.restored.tolist()))
+        yield table((self.axes[0], *self.columns), rows)
+
+    @property
+    def restored(self) -> Tensor:
+        """Share of the way from the corrupt to the clean metric, in the shape of `patched`."""
+        return (self.patched - self.corrupt) / (self.clean - self.corrupt)
+
+    def plot(self) -> "Figure":
+        """Draw the shares; needs matplotlib."""
+        rows = [f"{self.axes[0]} {i}" for i in range(len(self.patched))]
+        largest = max(1.0, self.restored.abs().max().item())
+        return heatmap(self.restored, rows, self.columns, "Restored by one clean value", "share", (-largest, largest))
 
 
 @torch.no_grad()
@@ -95,20 +108,22 @@ def patch(
     corrupt: Mapping[str, Tensor],
     points: str,
     metric: Callable[[Any], Tensor],
+    tokens: Sequence[str] | None = None,
 ) -> Patching:
     """Run the corrupt batch with one value of the clean run in it, for each place in turn (activation patching).
 
     Args:
         model: any model.
         clean: input_ids and attention_mask (B, S).
-        corrupt: the same number of rows, each with as many real tokens as the clean row; padded as it likes, since
+        corrupt: the same number of rows, each with as many real tokens as the clean row. The padding may differ:
             positions are counted in real tokens.
-        points: "position": the hidden states after each layer, at one real token; "head": what one head says, its
+        points: "position": the hidden states after each layer, at one real token; "head": the output of one head, its
             context, at all real tokens.
         metric: from the model's output to a scalar, for instance `lambda output: output.logits[0, 1]`.
+        tokens: names for the positions, as many as the longest row has real tokens; None numbers them.
 
     Raises:
-        ValueError: rows that do not line up; other points; a metric that is the same in both runs.
+        ValueError: rows of different numbers of real tokens; other points; a metric that is the same in both runs.
 
     Source: Meng et al. 2022, section 2 (causal tracing); Vig et al. 2020.
     """
@@ -127,11 +142,14 @@ def patch(
     rank, rank_clean = real.cumsum(1) - 1, real_clean.cumsum(1) - 1  # which real token of its row each one is
     layers = range(model.config.n_layers)
     if points == "position":
-        names = [f"{model.encoder_prefix}embeddings", *(_layer(model, i) + ".output_layer_norm" for i in layers)]
+        names = [f"{model.encoder_prefix}embeddings", *(f"{layer_name(model, i)}.output_layer_norm" for i in layers)]
         width = int(real.sum(1).max())
     else:
-        names = [_attention(model, layer, "context") for layer in layers]
+        names = [attention_step(model, layer, "context") for layer in layers]
         width = model.config.n_heads
+
+    if tokens is not None and (points != "position" or len(tokens) != width):
+        raise ValueError(f"tokens= names positions, {width} of them here; got {len(tokens)} with points={points!r}")
 
     with capture(model, *names) as source:
         clean_metric = metric(model(**clean)).item()
@@ -153,12 +171,5 @@ def patch(
 
     patched = torch.tensor([[patched_metric(name, index) for index in range(width)] for name in names])
     axes = ("layer", "head") if points == "head" else ("hidden state", "position")
-    return Patching(axes, clean_metric, corrupt_metric, patched)
-
-
-def _layer(model: PreTrainedModel, layer: int) -> str:
-    return f"{model.encoder_prefix}transformer.layer.{layer}"
-
-
-def _attention(model: PreTrainedModel, layer: int, step: str) -> str:
-    return f"{_layer(model, layer)}.attention.{step}"
+    columns = [f"{axes[1]} {i}" for i in range(width)] if tokens is None else list(tokens)
+    return Patching(axes, columns, clean_metric, corrupt_metric, patched)

@@ -1,4 +1,4 @@
-"""The same DistilBERT once more, in NumPy float64: an oracle to hold `model.py` against.
+"""The same DistilBERT once more, in NumPy float64: an oracle to compare `model.py` with.
 
 Written from the papers' formulas alone. It shares no code with `mask.py`, `model.py` and `heads.py`, only the names of
 weights and steps, and has nothing but the forward pass in evaluation: no dropout, no gradient, no speed.
@@ -20,7 +20,7 @@ import torch
 from ..config import DistilBertConfig
 
 Array = npt.NDArray[np.float64]
-erf = np.vectorize(math.erf, otypes=[np.float64])  # NumPy has none; this one is exact, and slow
+erf = np.vectorize(math.erf, otypes=[np.float64])  # NumPy has no erf; this one is exact, and slow
 
 
 def run(
@@ -35,10 +35,10 @@ def run(
     """Compute every value between the ids and the answer.
 
     Args:
-        tensors: weights by their checkpoint names, tensors or arrays. Names with `distilbert.` are those of a model
-            with a head, and the head's own names tell which.
+        tensors: weights by their checkpoint names, tensors or arrays. Names that begin with `distilbert.` are those
+            of a model with a head; the names of the head's weights tell which head it is.
         config: sizes, the activation and whether the masked-LM projector is the word-embedding table.
-        input_ids: (B, S); for multiple choice (B, C, S), and all that follows likewise.
+        input_ids: (B, S); for multiple choice (B, C, S), and so the other inputs.
         attention_mask: (B, S), 1 = a key to attend to; or (B, 1 or H, S, S), 1 = this query may attend to this key.
         position_ids: (B, S) or (1, S); None counts from 0.
         ignore: what the mask adds to the score of a key that is not to be attended to. The paper's is minus infinity;
@@ -83,7 +83,7 @@ class Values:
         self.values: dict[str, Array] = {}
 
     def step(self, name: str, value: Array) -> Array:
-        """Note a value under its name."""
+        """Keep a value under its name."""
         self.values[name] = value
         return value
 
@@ -129,7 +129,7 @@ def attention(model: Values, name: str, x: Array, mask: Array | None, n_heads: i
 
 
 def head(model: Values, hidden: Array, choices: int | None, config: DistilBertConfig) -> None:
-    """Note what the head makes of the (B, S, D) hidden states; the names of its weights say which head it is."""
+    """Compute the head's values from the (B, S, D) hidden states; the names of its weights say which head it is."""
     if "vocab_transform.weight" in model.weights:  # BERT's masked LM; the output matrix is the table of words
         x = model.step("activation", activation(model.linear("vocab_transform", hidden), config))
         x = model.layer_norm("vocab_layer_norm", x)

@@ -1,123 +1,152 @@
 """What padding does to a model: how much attention it draws, how far it moves the results, what it costs.
 
-Shapes: B rows, S tokens with padding, D dim, H heads, N layers, L labels. A row is one padded text; each choice of
-multiple choice is a row of its own, and its logit a (B, 1) of its own. Unless said otherwise the functions take every
-model, with or without a head, of any dtype, in eval mode, and any (B, S) mask: padding at the end, at the beginning,
-holes. They measure in float64, which Apple's MPS lacks: there, move the model to the CPU.
+Shapes and rows are those of `rows.py`. Unless said otherwise the functions take every model, with or without a head, of
+any dtype, in eval mode, and any (B, S) mask: padding at the end, at the beginning, holes. They measure in float64,
+which Apple's MPS lacks: move the model to the CPU there.
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import DistilBertConfig
-from ..heads import DistilBertForMultipleChoice, DistilBertForQuestionAnswering, ModelWithHead
-from ..mask import check_attention_mask
 from ..model import DistilBertModel
 from ..tokenizer import DistilBertTokenizer
-from .report import Report, dtype_name, table
-from .steps import check_eval
+from .models import DTYPES, Model, check_dtypes
+from .plots import curves, heatmap
+from .report import Report, dtype_name, layers_by_heads, table
+from .rows import attentions, read_batch, run, run_alone, tokenize
 
-Model = DistilBertModel | ModelWithHead | DistilBertForQuestionAnswering
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 BASE = DistilBertConfig()  # distilbert-base
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-# What all of them share: rows, a run, a distance
+# How much attention padding draws
 
 
-class Rows(NamedTuple):
-    """A padded batch as the encoder takes it."""
+@dataclass
+class PadMass(Report):
+    """The share of their attention that real queries give to padding.
 
-    input_ids: Tensor  # (B, S)
-    attention_mask: Tensor  # (B, S), 1 = real token
-    position_ids: Tensor  # (B, S)
+    Args:
+        mask: whether the mask was on.
+        share: (N, H).
+        even: what the share would be if each query attended to all keys alike: the share of keys that are padding.
+    """
 
-    @property
-    def real(self) -> Tensor:
-        """(B, S) bool, True = real token."""
-        return self.attention_mask.bool()
+    mask: bool
+    share: Tensor
+    even: float
 
-    @property
-    def padded_queries(self) -> Tensor:
-        """(B, S) bool, True = real token of a row that has padding."""
-        return self.real & ~self.real.all(dim=1, keepdim=True)
+    def parts(self) -> Iterator[str]:
+        """Return the shares, and what they would be without any preference."""
+        yield layers_by_heads(self.share, "mean", self.share.mean(dim=1))
+        if not self.mask:
+            yield f"evenly spread over all keys it would be {self.even:.2g}"
 
-    def inputs(self, mask: bool) -> dict[str, Tensor | None]:
-        """Return the encoder's arguments, with or without the mask."""
-        return self._asdict() | {"attention_mask": self.attention_mask if mask else None}
+    def plot(self) -> "Figure":
+        """Draw the shares by layer and head; needs matplotlib."""
+        layers, heads = (range(n) for n in self.share.shape)
+        title = f"Attention to padding {'with' if self.mask else 'without'} the mask"
+        names = [f"layer {i}" for i in layers], [f"head {i}" for i in heads]
+        return heatmap(self.share, *names, title, f"share (evenly spread: {self.even:.2g})", (0, 1))
 
-    def alone(self, row: int) -> "Rows":
-        """One row without its padding: (1, n) each, every token at the position that it has in the batch."""
-        return Rows(*(tensor[row, self.real[row]][None] for tensor in self))
 
+@torch.no_grad()
+def pad_mass(model: Model, batch: Mapping[str, Tensor], mask: bool = True) -> PadMass:
+    """Measure the share of attention that real queries give to padding, in each layer and head.
 
-def read_batch(model: Model, batch: Mapping[str, Tensor]) -> Rows:
-    """Check a batch and flatten its choices, where it has them, into rows.
+    A query's share is the sum of its probabilities over the padded keys. The mean is over all real queries of all
+    rows that have padding, each with the same weight, so that a long row counts more than a short one. Padded queries
+    attend as well, but nobody reads their rows; rows without padding would only lower the mean.
 
     Args:
         model: in eval mode.
-        batch: what a tokenizer returns: input_ids and attention_mask, (B, S) or for multiple choice also (B, C, S);
-            position_ids of the same shape if they are not 0, 1, 2, …; anything else is ignored.
+        batch: see `read_batch`.
+        mask: whether the mask is on. With it every share is exactly 0.0, since exp(finfo.min - max) is.
 
     Raises:
-        ValueError: a model in training mode; a batch that lacks a tensor, does not fit the model or has no padding.
+        ValueError: see `read_batch`.
     """
-    check_eval(model)
-    for name in ("input_ids", "attention_mask"):
-        if not isinstance(batch.get(name), Tensor):
-            raise ValueError(f"the batch needs a tensor {name}: tokenizer(texts, padding=True, return_tensors='pt')")
-    ids = batch["input_ids"]
-    if ids.ndim != 2 and not (ids.ndim == 3 and isinstance(model, DistilBertForMultipleChoice)):
-        raise ValueError(f"input_ids of {type(model).__name__} cannot have shape {tuple(ids.shape)}")
-    length = ids.shape[-1]
-    tensors = {"position_ids": torch.arange(length, device=ids.device).expand_as(ids), **batch}
-    for name in ("attention_mask", "position_ids"):
-        if tensors[name].shape != ids.shape:
-            raise ValueError(
-                f"{name} must have the shape of input_ids, {tuple(ids.shape)}, got {tuple(tensors[name].shape)}"
-            )
-    rows = Rows(*(tensors[name].flatten(0, -2) for name in Rows._fields))
-    check_attention_mask(rows.attention_mask, len(rows.real), length, model.config.n_heads)
-    if rows.real.all():
-        raise ValueError(f"nothing is padded: all rows have {length} tokens; give texts of different lengths")
-    return rows
+    rows = read_batch(model, batch)
+    shares = []
+    for probs in attentions(model, rows, mask):
+        mass = (probs.double() * ~rows.real[:, None, None, :]).sum(dim=-1)  # (B, H, S)
+        shares.append(mass.transpose(1, 2)[rows.padded_queries].mean(dim=0))  # (H,)
+    padding = (~rows.real).double().mean(dim=1, keepdim=True).expand_as(rows.real)  # share of each query's keys
+    return PadMass(mask, torch.stack(shares), padding[rows.padded_queries].mean().item())
 
 
-def encoder_of(model: Model) -> DistilBertModel:
-    """Return the model without its head."""
-    return model if isinstance(model, DistilBertModel) else model.distilbert
+# How far padding moves the results
 
 
-def read_head(model: ModelWithHead | DistilBertForQuestionAnswering, hidden_states: Tensor) -> Tensor:
-    """(B, S, D) -> logits, (B, L) or (B, S, L); begin and end of an answer are two labels."""
-    if isinstance(model, DistilBertForQuestionAnswering):
-        return model.qa_outputs(model.dropout(hidden_states))
-    return model.head(hidden_states)
+@dataclass
+class PaddingDrift(Report):
+    """How far each text's values in a padded batch are from its values alone, over its real tokens.
 
-
-def run(model: Model, rows: Rows, mask: bool) -> dict[str, Tensor]:
-    """Run a model with or without its mask.
-
-    Returns:
-        The hidden states, (B, S, D) each: "embeddings", "layer 0", …; then, from a model with a head, "logits".
+    Args:
+        mask: whether the mask was on.
+        stages: names of the hidden states, "embeddings" first, and "logits" where the model has a head.
+        max: (stages, B), the greatest difference of a number.
+        l2: (stages, B), the greatest L2 distance of a token's vector from itself.
+        cosine: (stages, B), the least cosine of a token's vector with itself; its own rounding is about 1e-16.
     """
-    output = encoder_of(model)(**rows.inputs(mask), output_hidden_states=True)
-    names = ["embeddings", *(f"layer {i}" for i in range(model.config.n_layers))]
-    stages = dict(zip(names, output.hidden_states, strict=True))
-    if isinstance(model, DistilBertModel):
-        return stages
-    return stages | {"logits": read_head(model, output.last_hidden_state)}
+
+    mask: bool
+    stages: list[str]
+    max: Tensor
+    l2: Tensor
+    cosine: Tensor
+
+    def parts(self) -> Iterator[str]:
+        """Return the worst of all texts, stage by stage."""
+        worst = (self.max.amax(dim=1), self.l2.amax(dim=1), self.cosine.amin(dim=1))
+        yield table(
+            ("worst of all texts", "max", "L2", "1 - cosine"),
+            [
+                (stage, largest, l2, 1 - cosine)
+                for stage, largest, l2, cosine in zip(self.stages, *(column.tolist() for column in worst), strict=True)
+            ],
+        )
+        yield "max: difference of one number; L2: distance of one token's vector; cosine: of one token's vectors"
+
+    def plot(self) -> "Figure":
+        """Draw the greatest difference of each text, stage by stage; needs matplotlib."""
+        title = f"Drift of each text from itself alone, {'with' if self.mask else 'without'} the mask"
+        lines = {f"text {row}": values for row, values in enumerate(self.max.T)}
+        return curves(self.stages, lines, title, "after", "greatest difference")
 
 
-def attentions(model: Model, rows: Rows, mask: bool) -> tuple[Tensor, ...]:
-    """Return the attention probabilities of each layer, N of (B, H, S, S)."""
-    return encoder_of(model)(**rows.inputs(mask), output_attentions=True).attentions
+@torch.no_grad()
+def padding_drift(
+    model: Model, tokenizer: DistilBertTokenizer, texts: Sequence[str], mask: bool = True
+) -> PaddingDrift:
+    """Run texts in one padded batch and each alone, and measure how far they drift apart, layer by layer.
+
+    The embeddings agree exactly, 0.0: nothing has mixed positions yet. From layer 0 on the difference is rounding with
+    the mask (products of other shapes sum in another order), and leakage without it. `precision_ladder` tells which.
+
+    Args:
+        model: in eval mode.
+        tokenizer: its tokenizer; it pads on the right here. For the left, see `left_padding`.
+        texts: not all of one length. For multiple choice each is a choice.
+        mask: whether the mask is on in the padded batch.
+
+    Raises:
+        ValueError: see `read_batch`.
+
+    Source: the question is asked again and again: transformers issues #2860, #3150, #24257, #29029.
+    """
+    rows = read_batch(model, tokenize(model, tokenizer, texts))
+    padded = run(model, rows, mask)
+    return PaddingDrift(mask, list(padded), *drift(padded, run_alone(model, rows), rows.real))
 
 
 def drift(padded: Mapping[str, Tensor], alone: Sequence[Mapping[str, Tensor]], real: Tensor) -> Tensor:
@@ -149,133 +178,6 @@ def distances(first: Tensor, second: Tensor) -> Tensor:
     return torch.stack([difference.abs().max(), difference.norm(dim=-1).max(), cosine.min()])
 
 
-def check_dtypes(dtypes: Sequence[torch.dtype]) -> None:
-    """Refuse a dtype that the model does not compute in."""
-    if not dtypes or (wrong := [dtype for dtype in dtypes if dtype not in DTYPES]):
-        raise ValueError(
-            f"dtypes must be some of {', '.join(map(dtype_name, DTYPES))}, got {wrong if dtypes else 'none'}"
-        )
-
-
-def layers_by_heads(values: Tensor, last: str, summary: Tensor) -> str:
-    """Lay out (N, H) values and a last column of (N,), with two digits, so that twelve heads fit on a line."""
-    header = ["layer", *(f"head {i}" for i in range(values.shape[1])), last]
-    columns = torch.cat([values, summary[:, None]], dim=1).tolist()
-    return table(header, [[layer, *(f"{x:.2g}" for x in row)] for layer, row in enumerate(columns)])
-
-
-# How much attention padding draws
-
-
-@dataclass
-class PadMass(Report):
-    """The share of their attention that real queries give to padding.
-
-    Args:
-        mask: whether the mask was on.
-        share: (N, H).
-    """
-
-    mask: bool
-    share: Tensor
-
-    def __str__(self) -> str:
-        return layers_by_heads(self.share, "mean", self.share.mean(dim=1))
-
-
-@torch.no_grad()
-def pad_mass(model: Model, batch: Mapping[str, Tensor], mask: bool = True) -> PadMass:
-    """Measure the share of attention that real queries give to padding, in each layer and head.
-
-    A query's share is the sum of its probabilities over the padded keys. The mean is over all real queries of all
-    rows that have padding, each counting the same, so that a long row counts more than a short one. Padded queries
-    attend as well, but nobody reads what they find; rows without padding would only thin the mean out.
-
-    Args:
-        model: in eval mode.
-        batch: see `read_batch`.
-        mask: whether the mask is on. With it every share is exactly 0.0, since exp(finfo.min - max) is.
-
-    Raises:
-        ValueError: see `read_batch`.
-    """
-    rows = read_batch(model, batch)
-    shares = []
-    for probs in attentions(model, rows, mask):
-        mass = (probs.double() * ~rows.real[:, None, None, :]).sum(dim=-1)  # (B, H, S)
-        shares.append(mass.transpose(1, 2)[rows.padded_queries].mean(dim=0))  # (H,)
-    return PadMass(mask, torch.stack(shares))
-
-
-# How far padding moves the results
-
-
-@dataclass
-class PaddingDrift(Report):
-    """How far each text's values in a padded batch are from its values alone, over its real tokens.
-
-    Args:
-        mask: whether the mask was on.
-        stages: names of the hidden states, "embeddings" first, and "logits" where the model has a head.
-        max: (stages, B), the greatest difference of a number.
-        l2: (stages, B), the greatest L2 distance of a token's vector from itself.
-        cosine: (stages, B), the least cosine of a token's vector with itself; its own rounding is about 1e-16.
-    """
-
-    mask: bool
-    stages: list[str]
-    max: Tensor
-    l2: Tensor
-    cosine: Tensor
-
-    def __str__(self) -> str:
-        worst = (self.max.amax(dim=1), self.l2.amax(dim=1), self.cosine.amin(dim=1))
-        return table(
-            ("worst of all texts", "max", "L2", "1 - cosine"),
-            [
-                (stage, largest, l2, 1 - cosine)
-                for stage, largest, l2, cosine in zip(self.stages, *(column.tolist() for column in worst), strict=True)
-            ],
-        )
-
-
-@torch.no_grad()
-def padding_drift(
-    model: Model, tokenizer: DistilBertTokenizer, texts: Sequence[str], mask: bool = True
-) -> PaddingDrift:
-    """Run texts in one padded batch and each alone, and measure how far they drift apart, layer by layer.
-
-    The embeddings agree exactly, 0.0, as nothing has mixed positions yet. From layer 0 on: with the mask, rounding
-    (products of other shapes sum in another order); without it, leakage. `precision_ladder` tells them apart.
-
-    Args:
-        model: in eval mode.
-        tokenizer: its tokenizer; it pads on the right here. For the left, see `left_padding`.
-        texts: not all of one length. For multiple choice each is a choice.
-        mask: whether the mask is on in the padded batch.
-
-    Raises:
-        ValueError: see `read_batch`.
-
-    Source: the question is asked again and again: transformers issues #2860, #3150, #24257, #29029.
-    """
-    rows = read_batch(model, tokenize(model, tokenizer, texts, "right"))
-    padded = run(model, rows, mask)
-    return PaddingDrift(mask, list(padded), *drift(padded, run_alone(model, rows), rows.real))
-
-
-def tokenize(
-    model: Model, tokenizer: DistilBertTokenizer, texts: Sequence[str], padding_side: str
-) -> Mapping[str, Tensor]:
-    """Texts -> a batch on the model's device."""
-    return tokenizer(texts, padding=True, padding_side=padding_side, return_tensors="pt").to(model.device)
-
-
-def run_alone(model: Model, rows: Rows) -> list[dict[str, Tensor]]:
-    """Run each row without its padding; a mask would be all ones, which is no mask, bit for bit."""
-    return [run(model, rows.alone(i), mask=False) for i in range(len(rows.input_ids))]
-
-
 @dataclass
 class PrecisionLadder(Report):
     """How far a padded batch is from its rows alone, in one precision after the other.
@@ -294,23 +196,34 @@ class PrecisionLadder(Report):
     with_mask: Tensor
     without_mask: Tensor
 
-    def __str__(self) -> str:
+    def parts(self) -> Iterator[str]:
+        """Return the greatest difference at the last stage, a row for each dtype."""
         columns = (self.eps, self.with_mask[:, -1], self.without_mask[:, -1])
         header = ("dtype", "eps", f"{self.stages[-1]}, with mask", "without mask")
-        return table(header, zip(self.dtypes, *(column.tolist() for column in columns), strict=True))
+        yield table(header, zip(self.dtypes, *(column.tolist() for column in columns), strict=True))
+        yield "eps: the spacing of the dtype's numbers at 1; the rest: greatest difference from each text alone"
+        if {"bfloat16", "float16"} & {*self.dtypes}:
+            yield "A 0 in half precision is not more exact: many kernels sum in float32, and round once at the end."
+
+    def plot(self) -> "Figure":
+        """Draw the greatest difference at the last stage over eps, on logarithmic axes; needs matplotlib."""
+        lines = {"without the mask": self.without_mask[:, -1], "with the mask": self.with_mask[:, -1], "eps": self.eps}
+        title = f"{self.stages[-1]}: a leak is the same in every precision, rounding is not"
+        return curves(self.eps.tolist(), lines, title, "eps of the dtype", "greatest difference", logarithmic=True)
 
 
 @torch.no_grad()
 def precision_ladder(
     model: Model, batch: Mapping[str, Tensor], dtypes: Sequence[torch.dtype] = DTYPES
 ) -> PrecisionLadder:
-    """Run a padded batch and its rows alone in several precisions: drift that goes down with eps is rounding.
+    """Run a padded batch and its rows alone in several precisions: drift that shrinks with eps is rounding.
 
-    With the mask it stays within some multiple of eps; where a kernel sums in float32 and rounds at the end, as is
-    usual in half precision, it is often exactly 0.0. Without the mask it is the same in each: that is leakage.
+    With the mask the drift stays within some multiple of eps. In half precision many kernels sum in float32 and round
+    once at the end: there the drift is often exactly 0.0, on some machines and not on others. Without the mask the
+    drift is the same in each precision: that is leakage.
 
-    A token alone keeps the position that it has in the batch, so that padding on the left and holes bring no drift of
-    their own; but a classifier that finds padding at position 0 reads that, see `left_padding`.
+    A token alone keeps the position that it has in the batch, so that padding on the left and holes add no drift of
+    their own; but a classifier that has padding at position 0 reads that, see `left_padding`.
 
     Args:
         model: in eval mode; a copy of it is cast to each dtype.
@@ -338,10 +251,10 @@ def precision_ladder(
 
 @dataclass
 class LeftPadding(Report):
-    """How far a batch padded on the left is from its rows alone, and what mends it.
+    """How far a batch padded on the left is from its rows alone, and what repairs it.
 
     Args:
-        remedies: names of the three runs; each adds a remedy to those before it.
+        remedies: names of the three runs; each adds a remedy to those before.
         hidden_states: (3,), the greatest difference of the last hidden states, over all rows and real tokens.
         logits: (3,), that of the logits; None without a head.
     """
@@ -350,20 +263,22 @@ class LeftPadding(Report):
     hidden_states: Tensor
     logits: Tensor | None
 
-    def __str__(self) -> str:
+    def parts(self) -> Iterator[str]:
+        """Return a row for each run."""
         logits = ["none"] * 3 if self.logits is None else self.logits.tolist()
         rows = zip(self.remedies, self.hidden_states.tolist(), logits, strict=True)
-        return table(("with the mask", "hidden states", "logits"), rows)
+        yield table(("with the mask", "hidden states", "logits"), rows)
+        yield "greatest difference from each text alone"
 
 
 @torch.no_grad()
 def left_padding(model: Model, tokenizer: DistilBertTokenizer, texts: Sequence[str]) -> LeftPadding:
-    """Pad texts on the left, mask on: see what breaks, and what mends it.
+    """Pad texts on the left, mask on: see what breaks, and what repairs it.
 
     Two things break. Positions count from the padding: `position_ids` that count from the first real token bring the
     hidden states back, to rounding. And a classifier (sequence classification, multiple choice) reads position 0,
-    which now is padding: pooling at the first real token brings its logits back, to rounding. The other heads pool
-    nothing, and for them the last two runs are the same.
+    which now is padding: pooling at the first real token brings its logits back, to rounding. The other heads do not
+    pool, and for them the last two runs are the same.
 
     Args:
         model: in eval mode.
@@ -384,12 +299,12 @@ def left_padding(model: Model, tokenizer: DistilBertTokenizer, texts: Sequence[s
 
 
 def pool_at_first_real_token(model: Model, stages: Mapping[str, Tensor], real: Tensor) -> dict[str, Tensor]:
-    """Return the stages with the logits that a classifier finds when it reads the first real token as position 0."""
-    if isinstance(model, DistilBertModel) or stages["logits"].ndim == 3:  # no head, or one that pools nothing
+    """Return the stages with the logits that a classifier gives when it reads the first real token as position 0."""
+    if isinstance(model, DistilBertModel) or stages["logits"].ndim == 3:  # no head, or one that does not pool
         return dict(stages)
     *_, last_hidden_state, _ = stages.values()
     first_token = last_hidden_state[torch.arange(len(real)), real.int().argmax(dim=1)]  # (B, D)
-    return {**stages, "logits": read_head(model, first_token[:, None])}
+    return {**stages, "logits": model.head(first_token[:, None])}
 
 
 # What padding costs
@@ -397,7 +312,7 @@ def pool_at_first_real_token(model: Model, stages: Mapping[str, Tensor], real: T
 
 @dataclass
 class PaddingCost(Report):
-    """What a model computes for texts of these lengths, and which share of it is for padding.
+    """What a model computes for texts of these lengths, and which share is for padding.
 
     Args:
         strategies: names of the four ways to make batches.
@@ -413,9 +328,10 @@ class PaddingCost(Report):
     padding_tokens: Tensor
     padding_multiply_adds: Tensor
 
-    def __str__(self) -> str:
+    def parts(self) -> Iterator[str]:
+        """Return a row for each way to make batches."""
         columns = (self.tokens, self.padding_tokens, self.multiply_adds.double(), self.padding_multiply_adds)
-        return table(
+        yield table(
             ("batches", "tokens", "for padding", "multiply-adds", "for padding"),
             zip(self.strategies, *(column.tolist() for column in columns), strict=True),
         )
@@ -427,12 +343,12 @@ def padding_cost(
     batch_size: int = 32,
     config: DistilBertConfig = BASE,
 ) -> PaddingCost:
-    """Count what padding costs: to max_length, to the longest of each batch, that after sorting, and without any.
+    """Count what padding costs: to max_length, to the longest text of each batch, the same after sorting, and packed.
 
-    Every count is exact; none is a time, which also depends on how well the machine is used.
+    The counts are exact. They are not times: a time also depends on how well the machine is used.
 
     Args:
-        lengths: tokens of each text, [CLS] and [SEP] included, in the order in which they come.
+        lengths: tokens of each text, [CLS] and [SEP] included, in the order of the texts.
         max_length: what "max_length" pads to.
         batch_size: rows of a batch; the last may have fewer.
         config: sizes of the model.

@@ -32,6 +32,7 @@ from ..heads import (
 from ..mask import additive_mask
 from ..pretrained import PreTrainedModel
 from ..tokenizer import DistilBertTokenizer
+from .models import choose
 from .steps import capture, check_eval
 
 LIMIT = 32 * 2**20  # bytes of a page: a browser opens such a file at once
@@ -82,8 +83,8 @@ def attention_page(
         ValueError: a model in training mode or with choices; a layer or head that the model does not have; a page
             larger than LIMIT.
     """
-    layers = _chosen("layers", layers, model.config.n_layers)
-    heads = _chosen("heads", heads, model.config.n_heads)
+    layers = sorted({*choose("layers", layers, model.config.n_layers)})
+    heads = sorted({*choose("heads", heads, model.config.n_heads)})
     inputs = encode(model, tokenizer, texts, pairs, length)
     rows, tokens = inputs["input_ids"].shape
     states = 1 if after is None else 2
@@ -91,7 +92,7 @@ def attention_page(
     if size > LIMIT:
         raise ValueError(
             f"the page would take {size / 2**20:.0f} MiB, more than {LIMIT / 2**20:.0f}, for {rows} rows of {tokens} "
-            f"tokens in {len(layers)} layers of {len(heads)} heads: choose with layers= or heads=, or give less text"
+            f"tokens in {len(layers)} layers of {len(heads)} heads: choose fewer layers, heads, tokens or texts"
         )
     runs = list(_runs(model, tokenizer, inputs, layers, heads, "model" if after is None else "before"))
     if after is not None:
@@ -120,6 +121,9 @@ def encode(
         raise ValueError("DistilBertForMultipleChoice has several texts in a row: pass its .distilbert, a choice a row")
     check_eval(model)
     texts = [texts] if isinstance(texts, str) else list(texts)
+    positions = model.config.max_position_embeddings
+    if length is not None and length > positions:
+        raise ValueError(f"length must be at most {positions}, the number of the model's positions, got {length}")
     if length is None:
         batch = tokenizer(texts, pairs, padding=True, return_tensors="pt")
     else:
@@ -181,14 +185,6 @@ def _predictions(
                 words = tokenizer.convert_ids_to_tokens(best.indices.tolist())
                 shares = best.values.tolist()
                 yield f"{token} at {i}", ", ".join(f"{w} {p:.1%}" for w, p in zip(words, shares, strict=True))
-
-
-def _chosen(name: str, chosen: Sequence[int] | None, size: int) -> list[int]:
-    """Return the chosen numbers in ascending order, each once; None means all."""
-    numbers = sorted(set(range(size) if chosen is None else chosen))
-    if not numbers or not 0 <= numbers[0] <= numbers[-1] < size:
-        raise ValueError(f"{name} must be numbers from 0 to {size - 1}, got {chosen}")
-    return numbers
 
 
 def _pack(values: Tensor) -> list[str]:

@@ -3,16 +3,15 @@
 Every value in the formulas of `model.py` is a step: a submodule that returns its input. So its name is its path in
 the model, PyTorch's own forward hooks reach it, and a model without hooks runs as if there were no steps. Names may
 be shell patterns: `*.attention.probs`, `distilbert.transformer.layer.[01].*`. A submodule that returns several values
-(an attention, a block) stands for the first, which is the one that flows on.
+(an attention, a block) stands for the first, which is the one that the next module gets.
 
-Hooks belong to the model: two threads that capture or edit one model see each other's. Of nested blocks the inner one
-acts later: a capture inside an edit sees the edited value, around it the value before.
+Hooks belong to the model: two threads that capture or edit one model see each other's. Of nested `with` blocks the
+inner one acts later: a capture inside an edit sees the edited value, a capture around an edit sees the value before.
 """
 
 import difflib
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -20,63 +19,105 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import DistilBertConfig
-from ..model import DistilBertModel
+from .report import Table, dtype_name, table
 
-Edit = Tensor | Callable[[Tensor], Tensor] | Callable[[Tensor, str], Tensor]
+Edit = Tensor | Callable[[Tensor], Tensor]
 Destination = str | torch.device | torch.dtype | Callable[[Tensor], Tensor]
 LIMIT = 8 * 2**30  # bytes a capture may hold unless told otherwise
 
 
-@contextmanager
-def capture(
-    model: nn.Module, *patterns: str, to: Destination | None = None, limit: int = LIMIT
-) -> Iterator[dict[str, Tensor]]:
+class Steps(dict[str, Any]):
+    """Captured values by name, in order of execution; printed are their names and shapes, not their numbers."""
+
+    def __repr__(self) -> str:
+        return f"{len(self)} captured values\n{self._table()}"
+
+    def _repr_html_(self) -> str:
+        return self._table().html()
+
+    def _table(self) -> Table:
+        rows = (
+            (name, tuple(value.shape), dtype_name(value.dtype)) if isinstance(value, Tensor) else (name, value, "")
+            for name, value in self.items()
+        )
+        return table(("step", "shape", "dtype"), rows)
+
+
+class Capture(AbstractContextManager[Steps]):
+    """What `capture` returns: the hooks are set where its `with` block begins, and taken away where it ends."""
+
+    def __init__(self, model: nn.Module, patterns: Sequence[str], to: Destination | None, limit: int) -> None:
+        self.model, self.to, self.limit = model, to, limit
+        self.names = matching_names(model, patterns or ("*",))
+        self.steps = Steps()
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> Steps:
+        self.steps = Steps()
+        with ExitStack() as hooks:
+            for name in self.names:
+                hook = partial(self._store, name)
+                hooks.enter_context(self.model.get_submodule(name).register_forward_hook(hook))
+            self._hooks = hooks.pop_all()
+        return self.steps
+
+    def __exit__(self, *exception: object) -> None:
+        self._hooks.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"a capture of {len(self.names)} values of {type(self.model).__name__}, from {self.names[0]} to "
+            f"{self.names[-1]}. Use it around a forward pass:\n"
+            f"    with capture(model, …) as steps:\n        model(**inputs)\n    steps[{self.names[0]!r}]"
+        )
+
+    def _store(self, name: str, module: nn.Module, inputs: object, output: object) -> None:
+        value = output[0] if isinstance(output, tuple) else output
+        if not isinstance(value, Tensor):
+            return  # a whole model returns a dataclass, whose parts have names of their own
+        steps = self.steps
+        steps.pop(name, None)  # so that the order is that of the last forward
+        steps[name] = value if self.to is None else _send(value, self.to)
+        if (held := sum(getattr(kept, "nbytes", 0) for kept in steps.values())) > self.limit:
+            steps.clear()
+            raise ValueError(
+                f"capture holds {held:,} bytes at {name}, more than limit={self.limit:,}: name fewer steps, reduce the "
+                f"values with to=, or raise limit="
+            )
+
+
+def capture(model: nn.Module, *patterns: str, to: Destination | None = None, limit: int = LIMIT) -> Capture:
     """Collect values while the model runs.
+
+        with capture(model, "*.attention.probs") as steps:
+            model(**inputs)
 
     Args:
         model: any model, with or without a head.
         patterns: names of steps or submodules, or shell patterns; none means all of them.
-        to: what becomes of each value as it comes, so that a long batch need not be held whole: a device, a dtype,
-            or a function such as `lambda probs: probs.mean(dim=1)`.
-        limit: bytes that the collected values may take, each counted by itself though some are views of another.
+        to: what to do with each value at once, so that a long batch is never held whole: move it to a device, cast it
+            to a dtype, or apply a function such as `lambda probs: probs.mean(dim=1)`.
+        limit: bytes that the collected values may take. Each value counts, also where it is a view of another.
 
-    Yields:
-        A dict from name to value, filled in order of execution; a second forward replaces the first one's values.
-        The tensors keep their graph unless the forward runs under `torch.no_grad`.
+    Returns:
+        A context manager. It gives a dict from name to value, filled in order of execution; a second forward replaces
+        the first one's values. The tensors keep their graph unless the forward runs under `torch.no_grad`.
 
     Raises:
         ValueError: a pattern that fits nothing; during the forward, more than `limit` bytes.
     """
-    steps: dict[str, Tensor] = {}
-
-    def store(name: str, module: nn.Module, inputs: object, output: object) -> None:
-        value = output[0] if isinstance(output, tuple) else output
-        if not isinstance(value, Tensor):
-            return  # a whole model returns a dataclass, whose parts have names of their own
-        steps.pop(name, None)  # so that the order is that of the last forward
-        steps[name] = value if to is None else _send(value, to)
-        if (held := sum(getattr(kept, "nbytes", 0) for kept in steps.values())) > limit:
-            steps.clear()
-            raise ValueError(
-                f"capture holds {held:,} bytes at {name}, more than limit={limit:,}: name fewer steps, send the values "
-                f"away with to=, or raise limit="
-            )
-
-    with ExitStack() as hooks:
-        for name in matching_names(model, patterns or ("*",)):
-            hooks.enter_context(model.get_submodule(name).register_forward_hook(partial(store, name)))
-        yield steps
+    return Capture(model, patterns, to, limit)
 
 
 @contextmanager
 def edit(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
-    """Replace values while the model runs; what follows is computed from the new ones.
+    """Replace values while the model runs; all later values are computed from the new ones.
 
     Args:
         model: any model, with or without a head.
-        edits: from a name or shell pattern to the new value, or to a function of (value) or (value, name) that
-            returns it. A mask may get the axis of heads that it lacks; else the shape must stay.
+        edits: from a name or shell pattern to the new value, or to a function from the value to the new value. The new
+            value is cast to the old one's dtype and device. A mask may get the axis of heads that it lacks; any other
+            value keeps its shape.
 
     Raises:
         ValueError: a pattern that fits nothing; during the forward, a new value of another shape.
@@ -86,11 +127,12 @@ def edit(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
         value = output[0] if isinstance(output, tuple) else output
         if not isinstance(value, Tensor):
             raise ValueError(f"{name} returns a {type(value).__name__}, not a tensor: edit a step inside it")
-        new = change.to(value) if isinstance(change, Tensor) else _apply(change, value, name)
+        new = change(value) if callable(change) else change
         if not isinstance(new, Tensor):
             raise ValueError(f"the edit of {name} gives a {type(new).__name__}: return the new value, a tensor")
         if not _broadcasts(value.shape, new.shape):
             raise ValueError(f"the edit of {name} gives shape {tuple(new.shape)}, the value has {tuple(value.shape)}")
+        new = new.to(value)
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     with ExitStack() as hooks:
@@ -100,40 +142,11 @@ def edit(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
         yield
 
 
-def capture_nbytes(
-    config: DistilBertConfig,
-    batch: int,
-    length: int,
-    patterns: Sequence[str] = (),
-    dtype: torch.dtype = torch.float32,
-) -> int:
-    """Say beforehand how many bytes a capture of the encoder would hold at most, without computing anything.
-
-    Each value counts by itself, though some are views of another: q is q_lin in another shape.
-
-    Args:
-        config: of the model.
-        batch: B, number of rows.
-        length: S, number of tokens, padding included.
-        patterns: as for `capture`, with or without the leading `distilbert.`.
-        dtype: of the model.
-
-    Raises:
-        ValueError: a pattern that fits nothing in the encoder.
-    """
-    with torch.device("meta"):  # shapes without memory
-        model = DistilBertModel(config).to(dtype)
-        ids = torch.ones(batch, length, dtype=torch.long)
-    with capture(model, *(pattern.removeprefix("distilbert.") for pattern in patterns), limit=2**63) as steps:
-        model(ids, torch.ones_like(ids))
-    return sum(tensor.nbytes for tensor in steps.values())
-
-
 def check_eval(model: nn.Module) -> None:
     """Refuse a model in training mode.
 
     Raises:
-        ValueError: it is.
+        ValueError: the model is in training mode.
     """
     if model.training:
         raise ValueError("the model is in training mode, where dropout changes every value: call model.eval() first")
@@ -143,34 +156,29 @@ def matching_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Return the names of steps and submodules that fit any of the patterns, in the model's order.
 
     Raises:
-        ValueError: a pattern that fits nothing, with the names that come near.
+        ValueError: a pattern that fits nothing, with the names that are most like it.
     """
     names = [name for name, _ in model.named_modules() if name]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)
-            hint = f": did you mean {' or '.join(near)}?" if near else ""
-            raise ValueError(f"no step or submodule of {type(model).__name__} fits {pattern!r}{hint}")
+            raise ValueError(f"no step or submodule of {type(model).__name__} fits {pattern!r}{_hint(pattern, names)}")
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
+def _hint(pattern: str, names: Sequence[str]) -> str:
+    """Name what a pattern that fits nothing may have meant: whole names, or other last parts of the same pattern."""
+    front, dot, last = pattern.rpartition(".")
+    lasts = dict.fromkeys(name.rpartition(".")[2] for name in names)
+    ends = [front + dot + end for end in difflib.get_close_matches(last, lasts, n=3, cutoff=0.6)]
+    fitting = [end for end in ends if any(fnmatchcase(name, end) for name in names)]
+    near = fitting or difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)
+    return f": did you mean {' or '.join(near)}?" if near else ""
+
+
 def _send(value: Tensor, to: Destination) -> Tensor:
-    if isinstance(to, str | torch.device | torch.dtype):  # a torch.device is callable too, but not meant so
+    if isinstance(to, str | torch.device | torch.dtype):  # a torch.device is callable too
         return value.to(to)
     return to(value)
-
-
-def _apply(change: Any, value: Tensor, name: str) -> Any:
-    if not callable(change):
-        return change
-    try:
-        parameters = inspect.signature(change).parameters.values()
-    except ValueError:  # one of PyTorch's own functions, such as torch.relu
-        return change(value)
-    required = [
-        p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    return change(value, name) if len(required) > 1 else change(value)
 
 
 def _broadcasts(old: torch.Size, new: torch.Size) -> bool:

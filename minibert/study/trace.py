@@ -1,17 +1,17 @@
-"""The trace: every value of one forward pass, in order, with its formula; and one query's numbers in full."""
+"""The trace: every value of one forward pass, in order, with its formula; and all numbers of one query."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from textwrap import indent
 
 import torch
 from torch import Tensor
 
 from ..pretrained import PreTrainedModel
-from .report import Report, dtype_name, table
+from .models import attention_step, choose
+from .report import Report, Table, dtype_name, table
 from .steps import capture, check_eval
 
-FORMULAS = {  # by the end of a step's name; x is what the module before gave
+FORMULAS = {  # by the end of a step's name; x is the value before
     "word_embeddings": "W[ids]",
     "position_embeddings": "P[positions]",
     "embeddings.sum": "word + position",
@@ -53,7 +53,7 @@ KEY_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
 
 @dataclass
 class Trace(Report):
-    """Every value in order of execution, and what one query computes for each key.
+    """Every value in order of execution, and the numbers of one query for each key.
 
     Args:
         steps: a row each: name, formula, shape, dtype, smallest and largest value.
@@ -63,6 +63,7 @@ class Trace(Report):
         query: the position looked into.
         tokens: the row's S tokens.
         keys: by column, (S,) each: scores, mask (where there is one), masked_scores, probs.
+        head_is_chosen: the head was not asked for: it is the one whose scores give [PAD] the most.
     """
 
     steps: list[tuple[str, str, tuple[int, ...], str, float, float]]
@@ -72,16 +73,20 @@ class Trace(Report):
     query: int
     tokens: Sequence[str]
     keys: dict[str, Tensor]
+    head_is_chosen: bool
 
-    def __str__(self) -> str:
+    def parts(self) -> Iterator[str]:
         """Return the steps as a table, and below it the query's numbers."""
         rows = [(name, formula, str(shape), dtype, low, high) for name, formula, shape, dtype, low, high in self.steps]
         place = f"Layer {self.layer}, head {self.head}, row {self.row}, query {self.query} ({self.tokens[self.query]})"
-        steps = table(("step", "formula", "shape", "dtype", "min", "max"), rows)
-        return f"{steps}\n\n{place}: what it computes for each key\n{indent(keys_table(self.tokens, self.keys), '   ')}"
+        yield table(("step", "formula", "shape", "dtype", "min", "max"), rows)
+        yield f"\n{place}: what it computes for each key"
+        if self.head_is_chosen:
+            yield why_this_head(self.layer, self.head)
+        yield keys_table(self.tokens, self.keys)
 
 
-def keys_table(tokens: Sequence[str], keys: Mapping[str, Tensor]) -> str:
+def keys_table(tokens: Sequence[str], keys: Mapping[str, Tensor]) -> Table:
     """Lay out what one query computes for each key, side by side.
 
     Args:
@@ -94,14 +99,30 @@ def keys_table(tokens: Sequence[str], keys: Mapping[str, Tensor]) -> str:
     return table(["key", *(title for title, _, _ in shown)], zip(tokens, *columns, strict=True))
 
 
+def why_this_head(layer: int, head: int) -> str:
+    """Say why a head is shown that nobody asked for; see `padding_head`."""
+    why_layer = "layer 0: its scores are the same with and without the mask;\n " if layer == 0 else ""
+    return f"({why_layer}head {head}: of all heads it gives [PAD] the most without a mask)"
+
+
+def padding_head(scores: Tensor, real: Tensor) -> int:
+    """Return the head in which a query would give padding the most attention if there were no mask.
+
+    Args:
+        scores: (H, S), one query's.
+        real: (S,) bool.
+    """
+    return int(scores.softmax(dim=-1)[:, ~real].sum(dim=-1).argmax())
+
+
 @torch.no_grad()
 def trace(
     model: PreTrainedModel,
     batch: Mapping[str, Tensor],
     tokens: Sequence[Sequence[str]],
     layer: int = 0,
-    head: int = 0,
-    row: int = 0,
+    head: int | None = None,
+    row: int | None = None,
     query: int = 0,
 ) -> Trace:
     """Run a model and note every value on the way.
@@ -110,39 +131,47 @@ def trace(
         model: any model but multiple choice, whose rows are choices.
         batch: input_ids and attention_mask (B, S).
         tokens: of each row, S strings.
-        layer: to look into, like head, row and query.
-        head: number of the head.
-        row: of the batch.
+        layer: to look into, like head, row and query. In layer 0 the scores are the same with and without a mask.
+        head: of the layer; None takes the one whose scores give padding the most, and 0 where the row has none.
+        row: of the batch; None takes the row with the fewest real tokens.
         query: position in the row.
 
     Raises:
-        ValueError: a place that there is not.
+        ValueError: a layer, head, row or query that does not exist.
     """
     check_eval(model)
+    mask = batch.get("attention_mask")
+    real = (torch.ones_like(batch["input_ids"]) if mask is None or mask.ndim != 2 else mask).bool()
+    row = int(real.sum(dim=1).argmin()) if row is None else row
     length = batch["input_ids"].shape[-1]
-    sizes = (model.config.n_layers, model.config.n_heads, len(tokens), length)
-    for name, index, size in zip(("layer", "head", "row", "query"), (layer, head, row, query), sizes, strict=True):
-        if not 0 <= index < size:
-            raise ValueError(f"{name} must be 0 to {size - 1}, got {index}")
+    places = {"layer": (layer, model.config.n_layers), "row": (row, len(tokens)), "query": (query, length)}
+    for name, (number, count) in (places | {"head": (head or 0, model.config.n_heads)}).items():
+        choose(name, [number], count)
     with capture(model) as captured:
         model(**batch)
     parts = {name for name, module in model.named_modules() if not any(module.children())}
     steps = [
-        (name, formula(name, model), tuple(value.shape), dtype_name(value.dtype), *value_range(value))
+        (
+            name,
+            formula(name, model),
+            tuple(value.shape),
+            dtype_name(value.dtype),
+            value.min().item(),
+            value.max().item(),
+        )
         for name, value in captured.items()
         if name in parts and not name.endswith("dropout")  # which does nothing here
     ]
-    attention = f"{model.encoder_prefix}transformer.layer.{layer}.attention."
-    keys = {name: captured[attention + name][row, head, query] for name in ("scores", "masked_scores", "probs")}
-    if (mask := captured.get(attention + "mask")) is not None:
-        keys["mask"] = mask.expand(-1, model.config.n_heads, length, -1)[row, head, query]
-    return Trace(steps, layer, head, row, query, tokens[row], keys)
-
-
-def value_range(value: Tensor) -> tuple[float, float]:
-    """Smallest and largest value."""
-    low, high = value.aminmax()
-    return low.item(), high.item()
+    head_is_chosen = head is None and not bool(real[row].all())
+    if head is None:
+        head = padding_head(captured[attention_step(model, layer, "scores")][row, :, query], real[row])
+    value = {name: captured.get(attention_step(model, layer, name)) for name in KEY_COLUMNS}
+    keys = {
+        name: each.expand(-1, model.config.n_heads, length, -1)[row, head, query]  # a padding mask is (B, 1, 1, S)
+        for name, each in value.items()
+        if each is not None
+    }
+    return Trace(steps, layer, head, row, query, tokens[row], keys, head_is_chosen)
 
 
 def formula(name: str, model: PreTrainedModel) -> str:

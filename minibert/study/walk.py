@@ -1,4 +1,4 @@
-"""The walk: a sentence alone, padded without a mask, padded with one, and why its logits move and come back."""
+"""The walk: a sentence alone, padded without a mask, padded with the mask, and why its logits move and come back."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,9 +10,12 @@ from torch import Tensor
 
 from ..heads import DistilBertForSequenceClassification
 from ..tokenizer import DistilBertTokenizer
+from .flips import Flips, label_flips
+from .leak import LeakRoutes, leak_routes
+from .models import attention_step
 from .report import Report, table
 from .steps import capture, check_eval
-from .trace import keys_table
+from .trace import keys_table, padding_head, why_this_head
 
 SENTENCES = ("Today is a nice day!", "But what about tomorrow? Im not sure.")
 RUNS = {
@@ -21,7 +24,7 @@ RUNS = {
     "padded": "Padded into one batch, without a mask",
     "padded, mask": "Padded into one batch, with the mask",
 }
-ROUNDING = 1e-3  # a larger change of a logit is no rounding; float32 gives about 1e-6
+ROUNDING = (1e-6, 1e-5, 1e-4, 1e-3)  # a change of a logit up to one of these is rounding; its bits depend on the CPU
 WIDTH = 96  # characters of a row of tokens
 
 
@@ -39,11 +42,13 @@ class Walk(Report):
         labels: the L names.
         subject: row of the shortest sentence, the one that is followed.
         logits: for each of RUNS, "alone" and "alone, mask" (1, L), "padded" and "padded, mask" (B, L).
-        head: head of layer 0 in which the subject's [CLS] gives the most attention to padding.
-        table: what that [CLS] computes for each key there, (S,) each: scores, mask, masked_scores, probs, and
+        head: head of layer 0 in which the subject's [CLS] gives the most attention to padding, without a mask.
+        keys: what that [CLS] computes for each key there, (S,) each: scores, mask, masked_scores, probs, and
             probs_without_mask.
         pad_mass: for "padded" and "padded, mask", (n_layers,): the share of attention that the subject's real
             queries give to padding, mean over queries and heads.
+        routes: how far the subject's logits move when padding is hidden from some queries only.
+        flips: the labels of other short texts, alone and beside a long one.
     """
 
     texts: Sequence[str]
@@ -54,12 +59,19 @@ class Walk(Report):
     subject: int
     logits: dict[str, Tensor]
     head: int
-    table: dict[str, Tensor]
+    keys: dict[str, Tensor]
     pad_mass: dict[str, Tensor]
+    routes: LeakRoutes
+    flips: Flips
 
-    def __str__(self) -> str:
+    def parts(self) -> Iterator[str]:
         """Return the lesson, to be read from top to bottom."""
-        return "\n".join([*self._runs(), *self._inside(), *self._shares()])
+        yield from (*self._runs(), *self._inside(), *self._shares(), *self._routes(), *self._flip())
+
+    @property
+    def even(self) -> float:
+        """Share of the subject's attention that would go to padding if it attended to all keys alike."""
+        return 1 - self.attention_mask[self.subject].double().mean().item()
 
     def _runs(self) -> Iterator[str]:
         for number, (run, title) in enumerate(RUNS.items(), 1):
@@ -79,20 +91,22 @@ class Walk(Report):
         if run == "alone":
             return ""
         moved = (logits - self.logits["alone"][0]).abs().max().item()
-        if moved == 0:
+        if run == "alone, mask" and moved == 0:  # on every machine: a mask of all ones adds 0 to each score
             return "     <- the same bits as in 1"
-        if moved < ROUNDING:
-            return f"     <- as in 1, to rounding ({moved:.0e})"
+        if bound := next((bound for bound in ROUNDING if moved <= bound), None):
+            return f"     <- as in 1, to rounding (at most {bound:.0e})"
         return f"     <- moved by up to {moved:.4f}"
 
     def _inside(self) -> Iterator[str]:
         tokens, text = self.tokens[self.subject], self.texts[self.subject]
         yield f"Why: layer 0, head {self.head}, what [CLS] of {text!r} computes for each key"
-        yield indent(keys_table(tokens, self.table), "   ")
+        yield indent(why_this_head(0, self.head), "   ")
+        yield indent(keys_table(tokens, self.keys), "   ")
         real = int(self.attention_mask[self.subject].sum())
-        lost = self.table["probs_without_mask"][real:].sum().item()
-        yield f"   Without a mask [PAD] takes {lost:.1%} of this attention. The mask makes its scores so low that"
-        yield "   exp() of them is exactly 0, and the softmax gives the whole to the real keys."
+        lost = self.keys["probs_without_mask"][real:].sum().item()
+        yield f"   Without a mask [PAD] takes {lost:.1%} of this attention; evenly spread it would be {self.even:.1%}."
+        yield "   The mask makes its scores so low that exp() of them is exactly 0, and the softmax gives all of it"
+        yield "   to the real keys."
         yield ""
 
     def _shares(self) -> Iterator[str]:
@@ -102,6 +116,31 @@ class Walk(Report):
             (layer, f"{without:.1%}", f"{mask:.1%}" if mask else "0") for layer, (without, mask) in enumerate(shares)
         ]
         yield indent(table(("layer", "without mask", "with mask"), rows), "   ")
+        yield f"   Evenly spread over all keys it would be {self.even:.1%}."
+        yield ""
+
+    def _routes(self) -> Iterator[str]:
+        yield "The logits are read at [CLS]. How [PAD] reaches it: the mask in the rows of some queries only"
+        yield indent("\n".join(self.routes.parts()), "   ")
+        yield ""
+
+    def _flip(self) -> Iterator[str]:
+        flips, flipped = self.flips, self.flips.flipped
+        row = flipped[0] if flipped else int((flips.without_mask - flips.alone).abs().amax(dim=1).argmax())
+        runs = {
+            "alone": flips.alone[row],
+            "padded, without a mask": flips.without_mask[row],
+            "padded, with the mask": flips.with_mask[row],
+        }
+        yield f"Can the answer itself change? {flips.texts[row]!r} beside a text of {len(flips.beside.split())} words"
+        header = ("run", *self.labels, "answer")
+        cells = ((run, *(f"{x:.4f}" for x in logits.tolist()), flips.label(logits)) for run, logits in runs.items())
+        yield indent(table(header, cells), "   ")
+        counted = f"{len(flipped) or 'none'} of {len(flips.texts)} short texts"
+        change = "changes its" if len(flipped) <= 1 else "change their"
+        yield f"   Without the mask {counted} {change} label" + (
+            "; the mask restores it." if flipped else "; this one moves the most."
+        )
 
 
 @torch.no_grad()
@@ -114,6 +153,10 @@ def walk(
         model: a classifier, in eval mode.
         tokenizer: its tokenizer.
         texts: the sentences. Where all have the same length, four [PAD] are added, so that there is something to see.
+
+    Raises:
+        ValueError: a model in training mode; no list of sentences; sentences that fill all positions of the model, so
+            that nothing can be padded.
     """
     check_eval(model)
     if isinstance(texts, str) or not texts:
@@ -126,14 +169,18 @@ def walk(
     input_ids, attention_mask, subject = batch.input_ids, batch.attention_mask, lengths.index(shortest)
     alone = input_ids[subject : subject + 1, :shortest]
     logits = {"alone": model(alone).logits, "alone, mask": model(alone, torch.ones_like(alone)).logits}
-    patterns = [f"*.attention.{name}" for name in ("scores", "mask", "masked_scores", "probs")]
-    with capture(model, *patterns) as without_mask:
+    with capture(model, "*.attention.probs") as without_mask:
         logits["padded"] = model(input_ids).logits
-    with capture(model, *patterns) as with_mask:
+    with capture(model, "*.attention.*") as with_mask:
         logits["padded, mask"] = model(input_ids, attention_mask).logits
 
-    layer_0 = "distilbert.transformer.layer.0.attention."
-    head = int(without_mask[layer_0 + "probs"][subject, :, 0, shortest:].sum(-1).argmax())
+    probs, masked_probs = (
+        [value[subject] for name, value in steps.items() if name.endswith(".probs")]  # each layer's (H, S, S)
+        for steps in (without_mask, with_mask)
+    )
+    step = {name: with_mask[attention_step(model, 0, name)] for name in ("scores", "mask", "masked_scores")}
+    head = padding_head(step["scores"][subject, :, 0], attention_mask[subject].bool())
+    routes = leak_routes(model, batch)
     return Walk(
         texts=texts,
         tokens=[tokenizer.convert_ids_to_tokens(row) for row in input_ids.tolist()],
@@ -143,27 +190,24 @@ def walk(
         subject=subject,
         logits=logits,
         head=head,
-        table={
-            "scores": with_mask[layer_0 + "scores"][subject, head, 0],
-            "mask": with_mask[layer_0 + "mask"][subject, 0, 0],
-            "masked_scores": with_mask[layer_0 + "masked_scores"][subject, head, 0],
-            "probs": with_mask[layer_0 + "probs"][subject, head, 0],
-            "probs_without_mask": without_mask[layer_0 + "probs"][subject, head, 0],
+        keys={
+            "scores": step["scores"][subject, head, 0],
+            "mask": step["mask"][subject, 0, 0],
+            "masked_scores": step["masked_scores"][subject, head, 0],
+            "probs": masked_probs[0][head, 0],
+            "probs_without_mask": probs[0][head, 0],
         },
         pad_mass={
-            run: torch.stack([p[subject, :, :shortest, shortest:].sum(-1).mean() for p in _probs(steps)])
-            for run, steps in (("padded", without_mask), ("padded, mask", with_mask))
+            run: torch.stack([p[:, :shortest, shortest:].sum(-1).mean() for p in each])
+            for run, each in (("padded", probs), ("padded, mask", masked_probs))
         },
+        routes=LeakRoutes(routes.hidden_from, routes.moved[:, [subject]]),
+        flips=label_flips(model, tokenizer),
     )
 
 
-def _probs(steps: dict[str, Tensor]) -> list[Tensor]:
-    """Each layer's (B, H, S, S) probabilities."""
-    return [value for name, value in steps.items() if name.endswith(".attention.probs")]
-
-
 def _columns(cells: dict[str, list[Any]]) -> Iterator[str]:
-    """Print rows one below the other, column by column aligned, folded at WIDTH."""
+    """Lay out rows one below the other with aligned columns, in several lines where they are wider than WIDTH."""
     rows = {name: [str(value) for value in values] for name, values in cells.items()}
     widths = [max(map(len, column)) for column in zip(*rows.values(), strict=True)]
     start = 0

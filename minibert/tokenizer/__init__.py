@@ -1,4 +1,4 @@
-"""From text to ids: `wordpiece.py`, `encoding.py`, `tokenizer.py`, in this order."""
+"""From text to ids. Read `wordpiece.py`, `rows.py`, `vocabulary.py` and `tokenizer.py`, in this order."""
 
 from .encoding import BatchEncoding
 from .tokenizer import DistilBertTokenizer

@@ -1,103 +1,21 @@
-"""From tokenized texts to a batch: truncation, windows, special tokens, padding, and the mapping that holds it all."""
+"""The result of a tokenizer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 
-
-class Text(NamedTuple):
-    """The tokens of a text, without [CLS] and [SEP]."""
-
-    ids: list[int]
-    word_ids: list[int]  # the number of the word that each token is of
-    offsets: list[tuple[int, int]]  # where each token begins and ends in the text; empty where nobody asks
-
-    def windows(self, size: int, stride: int | None, side: str) -> list[Self]:
-        """Cut into windows of `size` tokens; the last may have fewer.
-
-        Args:
-            size: in tokens.
-            stride: how many tokens two neighbours share; None for the first window only.
-            side: "right" from the first token on, "left" from the last token back.
-
-        Raises:
-            ValueError: neighbours would share all they have.
-        """
-        length = len(self.ids)
-        if length <= size:
-            return [self]
-        if stride is not None and stride >= size:
-            raise ValueError(
-                f"windows that share stride={stride} tokens cannot hold only {size} of this text: "
-                f"pass a smaller stride or a larger max_length"
-            )
-        starts = range(1) if stride is None else range(0, length - stride, size - stride)
-        windows = [(start, min(start + size, length)) for start in starts]
-        if side == "left":
-            windows = [(length - stop, length - start) for start, stop in windows]
-        return [
-            type(self)(self.ids[start:stop], self.word_ids[start:stop], self.offsets[start:stop])
-            for start, stop in windows
-        ]
-
-
-@dataclass
-class Row:
-    """One row of a batch: [CLS] text [SEP] or [CLS] text [SEP] text [SEP], padded."""
-
-    texts: Sequence[Text]
-    has_special_tokens: bool
-    left_padding: int = 0
-    right_padding: int = 0
-
-    def __len__(self) -> int:
-        special = 1 + len(self.texts) if self.has_special_tokens else 0
-        return self.left_padding + special + sum(len(text.ids) for text in self.texts) + self.right_padding
-
-    def lay_out(self, texts: Sequence[list[Any]], *, cls: Any, sep: Any, pad: Any) -> list[Any]:
-        """Place values of tokens where the row has these tokens.
-
-        Args:
-            texts: for each text a value for each of its tokens.
-            cls: value for [CLS].
-            sep: value for [SEP].
-            pad: value for [PAD].
-        """
-        values = [pad] * self.left_padding
-        if self.has_special_tokens:
-            values.append(cls)
-        for text in texts:
-            values += text
-            if self.has_special_tokens:
-                values.append(sep)
-        return values + [pad] * self.right_padding
-
-    @property
-    def word_ids(self) -> list[int | None]:
-        """For each token the number of its word in its text, None for special tokens."""
-        return self.lay_out([text.word_ids for text in self.texts], cls=None, sep=None, pad=None)
-
-    @property
-    def sequence_ids(self) -> list[int | None]:
-        """For each token 0 in the first text, 1 in the second, None for special tokens."""
-        return self.lay_out([[i] * len(text.ids) for i, text in enumerate(self.texts)], cls=None, sep=None, pad=None)
-
-    @property
-    def offsets(self) -> list[tuple[int, int]]:
-        """For each token where it begins and ends in its text, (0, 0) for special tokens."""
-        return self.lay_out([text.offsets for text in self.texts], cls=(0, 0), sep=(0, 0), pad=(0, 0))
-
-    @property
-    def attention_mask(self) -> list[int]:
-        """For each token 1, for padding 0."""
-        return self.lay_out([[1] * len(text.ids) for text in self.texts], cls=1, sep=1, pad=0)
+from .rows import Row
 
 
 class BatchEncoding(dict[str, Any]):
-    """What a tokenizer returns: a mapping, for `model(**inputs)`, whose values are attributes too."""
+    """The result of a tokenizer: a dict, for `model(**inputs)`, whose values are attributes too.
+
+    Args:
+        data: `input_ids` and the other values.
+        rows: the tokenized texts. Without them, as in the result of `DistilBertTokenizer.pad`, the methods that take a
+            `batch_index` raise a ValueError.
+    """
 
     def __init__(self, data: Mapping[str, Any], rows: Sequence[Row] = ()) -> None:
         super().__init__(data)
@@ -109,128 +27,57 @@ class BatchEncoding(dict[str, Any]):
         raise AttributeError(f"no {name!r} here, only {list(self)}")
 
     def word_ids(self, batch_index: int = 0) -> list[int | None]:
-        """Which word of its text each token of a row is of; None for special tokens and padding."""
-        return self._rows[batch_index].word_ids
+        """For each token of a row the index of its word in its text; None for special tokens and padding."""
+        return self._row(batch_index).word_ids
 
     def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
-        """0 for the tokens of a row's first text, 1 for those of its second; None for special tokens and padding."""
-        return self._rows[batch_index].sequence_ids
+        """For each token of a row 0 in the first text, 1 in the second; None for special tokens and padding."""
+        return self._row(batch_index).sequence_ids
+
+    def tokens(self, batch_index: int = 0) -> list[str]:
+        """The tokens of a row, special tokens and padding included."""
+        tokens = self._row(batch_index).tokens
+        ids = self["input_ids"]
+        is_row = len(ids) == 0 or isinstance(ids[0], int)
+        return [tokens[int(i)] for i in (ids if is_row else ids[batch_index])]
+
+    def char_to_token(
+        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
+    ) -> int | None:
+        """Find the token that holds a character of a text.
+
+        Args:
+            batch_or_char_index: index of the row; without `char_index` that of the character, in row 0.
+            char_index: index of the character in its text.
+            sequence_index: 0 for the first text of the row, 1 for the second.
+
+        Returns:
+            The index of the token in its row; None for white space and for a character that was cut off.
+        """
+        batch_index, char = (0, batch_or_char_index) if char_index is None else (batch_or_char_index, char_index)
+        row = self._row(batch_index)
+        spans = zip(row.sequence_ids, row.offsets, strict=True)
+        return next((i for i, (text, (a, b)) in enumerate(spans) if text == sequence_index and a <= char < b), None)
+
+    def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> tuple[int, int] | None:
+        """Find the characters of a token: their start and end (exclusive) in its text, None for a special token.
+
+        Args:
+            batch_or_token_index: index of the row; without `token_index` that of the token, in row 0.
+            token_index: index of the token in its row.
+        """
+        batch_index, i = (0, batch_or_token_index) if token_index is None else (batch_or_token_index, token_index)
+        row = self._row(batch_index)
+        return None if row.sequence_ids[i] is None else row.offsets[i]
+
+    def _row(self, index: int) -> Row:
+        if not self._rows:
+            raise ValueError("this batch has no texts: use the batch that the tokenizer returned for them")
+        return self._rows[index]
 
     def to(self, device: str | int | torch.device, *, non_blocking: bool = False) -> Self:
-        """Move the tensors to a device, in place, and return this mapping; other values stay as they are."""
+        """Move the tensors to a device, in place, and return self; other values stay as they are."""
         for name, value in self.items():
             if isinstance(value, torch.Tensor):
                 self[name] = value.to(device, non_blocking=non_blocking)
         return self
-
-
-def truncate(
-    texts: Sequence[Text], room: int, *, strategy: str, side: str, stride: int | None
-) -> list[tuple[Text, ...]]:
-    """Cut one text or two so that they fit into so many tokens.
-
-    Args:
-        texts: the texts of a row.
-        room: in tokens.
-        strategy: "longest_first", "only_first" or "only_second".
-        side: which tokens go, "right" or "left".
-        stride: None and they are lost. A number: they follow in further windows, which overlap by so many tokens; with
-            two texts, each window of the one with each of the other.
-
-    Raises:
-        ValueError: the texts cannot be cut so.
-    """
-    sizes = kept_lengths(len(texts[0].ids), sum(len(text.ids) for text in texts[1:]), room, strategy)
-    windows = [text.windows(size, stride, side) for text, size in zip(texts, sizes, strict=False)]
-    rows = list(product(*windows))
-    # In transformers' order, what else goes with the first text's first window comes last.
-    seconds = len(windows[1]) if len(windows) == 2 else 1
-    return rows[:1] + rows[seconds:] + rows[1:seconds]
-
-
-def kept_lengths(first: int, second: int, room: int, strategy: str) -> tuple[int, int]:
-    """How many tokens of a first and a second text are kept; of none, 0.
-
-    "longest_first" shortens the longer text until both are equally long, and then both.
-
-    Raises:
-        ValueError: the only text that may be cut would have to give more than it can.
-    """
-    excess = first + second - room
-    if excess <= 0:
-        return first, second
-    if strategy == "longest_first":
-        shorter = min(first, second)
-        longer = max(shorter, room - shorter)
-        if shorter + longer > room:
-            shorter, longer = room // 2, room - room // 2
-        return (shorter, longer) if first <= second else (longer, shorter)
-    if excess >= (first if strategy == "only_first" else second):
-        raise ValueError(
-            f"truncation={strategy!r} cannot make texts of {first} and {second} tokens fit into {room}: "
-            f"pass truncation=True or a larger max_length"
-        )
-    return (first - excess, second) if strategy == "only_first" else (first, second - excess)
-
-
-def pad(rows: Sequence[Row], *, length: int | None, multiple_of: int | None, side: str) -> None:
-    """Fill rows, in place, to a length; longer ones stay as they are.
-
-    Args:
-        rows: any.
-        length: None is that of the longest row.
-        multiple_of: fill on to a multiple of this.
-        side: where the padding goes, "right" or "left".
-    """
-    if length is None:
-        length = max(map(len, rows), default=0)
-    if multiple_of is not None:
-        length += -length % multiple_of
-    for row in rows:
-        padding = max(0, length - len(row))
-        if side == "right":
-            row.right_padding = padding
-        else:
-            row.left_padding = padding
-
-
-def as_batch(text: Any, text_pair: Any, is_split_into_words: bool) -> tuple[list[tuple[Any, ...]], bool]:
-    """Check the texts given to a tokenizer, and bring them into one form.
-
-    Returns:
-        The texts of each row, one or two, and whether rows were given rather than the texts of a single row.
-
-    Raises:
-        TypeError: a text that is no str, or none of the words that should make it up.
-        ValueError: as many second texts as first ones are needed; or a text holds a lone surrogate.
-    """
-    is_batch = isinstance(text, (list, tuple))
-    if is_split_into_words:
-        is_batch = is_batch and len(text) > 0 and isinstance(text[0], (list, tuple))
-    columns = {"text": text} if text_pair is None else {"text": text, "text_pair": text_pair}
-    if not is_batch:
-        columns = {name: [column] for name, column in columns.items()}
-    for name, column in columns.items():
-        if not isinstance(column, (list, tuple)) or len(column) != len(columns["text"]):
-            raise ValueError(f"{name} must be a list of {len(columns['text'])}, one for each text")
-        for i, one in enumerate(column):
-            _check_text(one, f"{name}[{i}]" if is_batch else name, is_split_into_words)
-    return list(zip(*columns.values(), strict=True)), is_batch
-
-
-def _check_text(text: Any, where: str, is_split_into_words: bool) -> None:
-    if is_split_into_words:
-        if not isinstance(text, (list, tuple)):
-            raise TypeError(f"{where} is {type(text).__name__}, not a list of words, with is_split_into_words=True")
-        for i, word in enumerate(text):
-            _check_text(word, f"{where}[{i}]", False)
-    elif not isinstance(text, str):
-        raise TypeError(f"{where} is {type(text).__name__}, not str")
-    elif not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"{where} holds a lone surrogate, {text[error.start]!a} at place {error.start}, which is no character: "
-                f"decode the bytes it comes from with errors='replace'"
-            ) from None

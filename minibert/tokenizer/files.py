@@ -10,7 +10,7 @@ from ..checkpoint import CheckpointFiles, to_json, write_atomically
 from .wordpiece import AddedToken
 
 NO_LIMIT = 10**9  # where the model's limit is unknown, transformers writes a model_max_length of 10**30
-NORMALIZER_SETTINGS = {  # their names in tokenizer.json, and in tokenizer_config.json
+NORMALIZER_SETTINGS = {  # name in tokenizer.json: name in tokenizer_config.json
     "lowercase": "do_lower_case",
     "strip_accents": "strip_accents",
     "handle_chinese_chars": "tokenize_chinese_chars",
@@ -18,23 +18,24 @@ NORMALIZER_SETTINGS = {  # their names in tokenizer.json, and in tokenizer_confi
 
 
 def read_tokenizer(
-    files: CheckpointFiles, names: Iterable[str]
+    files: CheckpointFiles, names: Iterable[str], given: Mapping[str, Any]
 ) -> tuple[dict[str, int], dict[int, AddedToken], dict[str, Any]]:
     """Read a checkpoint's tokenizer.
 
-    What tokenizer_config.json says comes before what tokenizer.json says. If neither tells whether texts are lowered,
-    the capitals in the vocabulary decide, with a warning.
+    Where tokenizer_config.json and tokenizer.json differ, tokenizer_config.json counts. If neither has
+    `do_lower_case`, it is False for a vocabulary with capitals, with a warning.
 
     Args:
-        files: those of the checkpoint.
-        names: of the settings to look for.
+        files: of the checkpoint.
+        names: of the settings to read.
+        given: settings that replace those of the files.
 
     Returns:
-        The vocabulary, token to id; the added tokens by id; and the settings found.
+        The vocabulary, token to id; the added tokens, id to token; and the settings found.
 
     Raises:
-        OSError: no such checkpoint, or no tokenizer in it.
-        ValueError: a file is not what its name says.
+        OSError: the checkpoint does not exist, or has no tokenizer.
+        ValueError: a file has not the content that its name promises.
     """
     config = files.read_json("tokenizer_config.json") or {}
     content = files.read_json("tokenizer.json")
@@ -46,7 +47,7 @@ def read_tokenizer(
         else:
             kind = content["model"].get("type", "WordPiece")  # old files do not name it
             if kind != "WordPiece":
-                raise ValueError(f"{files.name}: its tokenizer.json is of a {kind} tokenizer, not of WordPiece")
+                raise ValueError(f"{files.name}: tokenizer.json holds a {kind} tokenizer, not WordPiece")
             vocab = dict(content["model"]["vocab"])
             added_tokens = {token["id"]: _added_token(token) for token in content.get("added_tokens", ())}
             normalizer = content.get("normalizer") or {}
@@ -57,6 +58,8 @@ def read_tokenizer(
         ) from None
 
     settings |= {name: _content(config[name]) for name in names if config.get(name) is not None}
+    settings |= {name: None for name in ("pad_token", "mask_token") if config.get(name, "") is None}
+    settings |= given
     if "model_max_length" not in settings:
         settings["model_max_length"] = (files.read_json("config.json") or {}).get("max_position_embeddings")
     elif isinstance(settings["model_max_length"], (int, float)) and settings["model_max_length"] >= NO_LIMIT:
@@ -65,29 +68,29 @@ def read_tokenizer(
         words = [token for token in vocab if not (token.startswith("[") and token.endswith("]"))]
         settings["do_lower_case"] = all(word == word.lower() for word in words)
         warnings.warn(
-            f"{files.name}: no file says whether this tokenizer lowers its texts. Its vocabulary suggests "
-            f"do_lower_case={settings['do_lower_case']}: write that into tokenizer_config.json",
+            f"{files.name}: no file has the setting do_lower_case. The vocabulary suggests "
+            f"{settings['do_lower_case']}: write this into tokenizer_config.json",
             stacklevel=4,  # the caller of from_pretrained
         )
     return vocab, added_tokens, settings
 
 
 def read_vocab_txt(files: CheckpointFiles) -> dict[str, int]:
-    """Read vocab.txt: a token a line, its id the number of the line; of equal tokens the last one counts."""
+    """Read vocab.txt: one token in each line, its id is the line number from 0 on; the last of equal tokens counts."""
     path = files.find("vocab.txt")
     if path is None:
-        raise OSError(f"{files.name}: no tokenizer in it: neither tokenizer.json nor vocab.txt{files.hint()}")
+        raise OSError(f"{files.name}: it has no tokenizer, neither tokenizer.json nor vocab.txt{files.hint()}")
     try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # and at nothing else: U+2028 may be a token
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # not splitlines(): U+2028 may be a token
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error})") from None
     if lines == [""]:
-        raise ValueError(f"{path}: it is empty")
+        raise ValueError(f"{path}: the file is empty")
     return {line.rstrip(): i for i, line in enumerate(lines if lines[-1] else lines[:-1])}
 
 
 def read_added_tokens(files: CheckpointFiles, config: Mapping[str, Any]) -> dict[int, AddedToken]:
-    """Read what was added to the tokens of vocab.txt; in old checkpoints that is in files of its own."""
+    """Read the tokens added to those of vocab.txt; old checkpoints hold them in separate files."""
     if "added_tokens_decoder" in config:
         tokens = config["added_tokens_decoder"]
         if not all(i.isdecimal() for i in tokens):
@@ -111,7 +114,7 @@ def write_tokenizer(
         raise ValueError(f"vocab.txt cannot hold tokens with a line break, or with white space at the end: {unfit}")
     tokens = {i: token for token, i in vocab.items()}
     last = max(tokens)
-    # Where an id has no token, a copy of the last token holds its line: of equal tokens the last one counts.
+    # The line of an id without a token repeats the last token: `read_vocab_txt` keeps the last of equal tokens.
     lines = [tokens.get(i, tokens[last]) for i in range(last + 1)]
     decoder = {str(i): asdict(token) for i, token in sorted(added_tokens.items())}
     config = {**settings, "added_tokens_decoder": decoder, "tokenizer_class": "DistilBertTokenizer"}
@@ -119,11 +122,11 @@ def write_tokenizer(
     write_atomically(folder / "vocab.txt", "".join(f"{line}\n" for line in lines).encode())
     write_atomically(folder / "tokenizer_config.json", to_json(config))
     for other in ("tokenizer.json", "added_tokens.json", "special_tokens_map.json"):
-        (folder / other).unlink(missing_ok=True)  # of a former tokenizer here: it would be read first
+        (folder / other).unlink(missing_ok=True)  # of an earlier tokenizer in this folder, which would be read first
 
 
 def _content(value: Any) -> Any:
-    """A special token may stand there as a string, or with the fields of an `AddedToken`."""
+    """Files hold a special token as a string or as a dict with the fields of an `AddedToken`."""
     return value.get("content", value) if isinstance(value, dict) else value
 
 

@@ -1,8 +1,8 @@
-"""What WordPiece must know about Unicode, frozen as the Rust library `tokenizers` has it.
+"""The Unicode tables of WordPiece, equal to those of the Rust library `tokenizers`.
 
-`unicodedata` follows the Unicode version of the Python that runs it, and the Rust library's own tables stopped at
-several versions (categories near 8, decompositions at 9, lower case at 17). A pretrained vocabulary was made with
-the latter, so ranges of code points are written out here: the same text gives the same ids under every Python.
+Python's `unicodedata` has the Unicode version of that Python. The Rust library's tables have older versions (categories
+near 8, decompositions 9) and newer ones (lowercase 17). Vocabularies were made with the Rust tables, so the tables are
+written out here, and the same text gives the same ids under every Python.
 
 Source: probed code point by code point from `tokenizers` 0.23.3 against the Unicode Character Database 14 and 18.
 """
@@ -29,18 +29,18 @@ DROPPED = _code_points("""
 """)
 PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))  # dropped too
 
-# White space that becomes a blank; other separators of `str.split` (1C-1F, 85) are dropped above.
+# White space, which becomes a space; what else `str.split` takes as white space (1C-1F, 85) is in DROPPED.
 WHITE_SPACE = _code_points("""
     9-A D 20 A0 1680 2000-200A 2028-2029 202F 205F 3000
 """)
 
-# Ideographs, each a word of its own. 2B820-2B91F is missing: a slip of the Rust code, kept for its sake.
+# Ideographs, each a word. 2B820-2B91F is missing, an error of the Rust code, repeated here for equal ids.
 CJK = (
     *(range(0x3400, 0x4DC0), range(0x4E00, 0xA000), range(0xF900, 0xFB00), range(0x20000, 0x2A6E0)),
     *(range(0x2A700, 0x2B820), range(0x2B920, 0x2CEB0), range(0x2F800, 0x2FA20)),
 )
 
-# Punctuation, each a word of its own: the categories P* and every ASCII symbol (`$` is, but not the euro sign).
+# Punctuation marks, each a word: the categories P* and every ASCII symbol (so `$` is one, but the euro sign is not).
 PUNCTUATION = _code_points("""
     21-2F 3A-40 5B-60 7B-7E A1 A7 AB B6-B7 BB BF 37E 387 55A-55F 589-58A 5BE 5C0 5C3 5C6 5F3-5F4 609-60A
     60C-60D 61B 61E-61F 66A-66D 6D4 700-70D 7F7-7F9 830-83E 85E 964-965 970 AF0 DF4 E4F E5A-E5B F04-F12
@@ -83,13 +83,13 @@ MARKS = _code_points("""
     1E8D0-1E8D6 E0100-E01EF
 """)
 
-# Marks of a combining class other than 0 that are not in MARKS: they stay, so their order matters.
+# Marks of a combining class other than 0 that are not in MARKS: they are not stripped, so their order matters.
 _KEPT_MARKS = _code_points("""
     8D4-8E1 1B44 1BAA 1BF2-1BF3 1DFB 302E-302F A953 A9C0 111C0 11235 1134D 11442 11446 116B6 11C3F 1D165-1D166
     1D16D-1D172 1E000-1E006 1E008-1E018 1E01B-1E021 1E023-1E024 1E026-1E02A 1E944-1E94A
 """)
 
-# What later versions of Unicode decompose or reorder, and the Rust library leaves alone.
+# Characters that newer versions of Unicode decompose or reorder, and the Rust library does not.
 NEWER = _code_points("""
     5C8-5C9 7FD 897-89F 8CA-8D3 9FE C3C D3B-D3C EBA 1715 1ABF-1AF0 1DF6-1DFA A82C 105C9 105E4 10D24-10D27
     10D69-10D6D 10EAB-10EAC 10ECB-10ECF 10EF0-10EFB 10EFD-10EFF 10F46-10F50 10F82-10F85 11070 1133B 11383
@@ -102,7 +102,7 @@ NEWER = _code_points("""
 _REORDERED = frozenset(c for c in MARKS if unicodedata.combining(chr(c))) | _KEPT_MARKS
 _MARK_RUN = re.compile(f"[{''.join(map(chr, sorted(_REORDERED)))}]{{2,}}")
 
-# Capitals that Unicode 15, 16 and 17 added, by the distance to their small letters.
+# Capitals that Unicode 15, 16 and 17 added, to their small letters.
 _NEWER_CAPITALS = {
     0x1C89: 0x1C8A,
     0xA7CB: 0x264,
@@ -114,11 +114,11 @@ _NEWER_CAPITALS = {
 
 
 class LazyTable(dict[K, V]):
-    """A dict that computes what it misses, such as a table for `str.translate` of all characters met so far.
+    """A dict that computes a missing value and keeps it, for example a table for `str.translate`.
 
     Args:
         compute: from a key to its value.
-        limit: with so many entries it forgets them all and begins anew.
+        limit: the most entries; a full table is emptied before it grows.
     """
 
     def __init__(self, compute: Callable[[K], V], limit: int = 50_000) -> None:
@@ -143,9 +143,9 @@ _DECOMPOSITIONS = LazyTable(_decompose_one)
 
 
 def decompose(text: str) -> str:
-    """Bring a text into canonical decomposition (NFD): é becomes e and an accent, 한 becomes ᄒ, ᅡ and ᆫ.
+    """Return the canonical decomposition (NFD) of a text: é becomes e and an accent, 한 becomes ᄒ, ᅡ and ᆫ.
 
-    Not by one call of `unicodedata.normalize`, for it takes quadratic time on a long run of marks.
+    One call of `unicodedata.normalize` would take quadratic time on a long run of marks.
     """
     return _MARK_RUN.sub(_sort_marks, text.translate(_DECOMPOSITIONS))
 
@@ -155,5 +155,5 @@ def _sort_marks(run: re.Match[str]) -> str:
 
 
 def lower(code_point: int) -> str:
-    """Lower one character, whatever stands beside it: Σ is always σ, as in Rust, and never the final ς."""
+    """Lowercase one character without regard to its neighbours: Σ is always σ, as in Rust, never the final ς."""
     return chr(_NEWER_CAPITALS.get(code_point, code_point)).lower()

@@ -1,14 +1,14 @@
-"""WordPiece by hand: from a text to words, and from each word to the longest pieces that spell it.
+"""WordPiece by hand: from a text to words, and from each word to the longest pieces that spell it; and back.
 
 With the vocabulary of `distilbert-base-uncased`:
 
     Naïve tokenization!
-    naive tokenization !         words: cleaned, accents stripped, lower case; punctuation stands alone
-    naive token ##ization !      pieces: those with ## continue a word
+    naive tokenization !         words: cleaned, accents stripped, lowercased; each punctuation mark is a word
+    naive token ##ization !      pieces: ## marks a piece that continues a word
     15743 19204 3989 999         ids
 
-The ids are those of the Rust library `tokenizers`, on which transformers builds. To be fast in Python, nothing here
-looks at a character or a word twice: `LazyTable` keeps what became of it.
+The ids are those of the Rust library `tokenizers`, on which transformers builds. This is fast in Python because each
+character and each word is computed once: a `LazyTable` keeps the result.
 
 Source: Wu et al. 2016, section 4.1 (https://arxiv.org/abs/1609.08144), and
 https://github.com/google-research/bert/blob/eedf5716ce1268e56f0a50264a88cafad334ac61/tokenization.py
@@ -16,26 +16,29 @@ https://github.com/google-research/bert/blob/eedf5716ce1268e56f0a50264a88cafad33
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from .unicode_tables import CJK, DROPPED, MARKS, PRIVATE_USE, PUNCTUATION, WHITE_SPACE, LazyTable, decompose, lower
 
 MAX_WORD_CHARS = 100  # a longer word is [UNK], whatever its pieces
+NO_SPACE_BEFORE = (".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re")  # in `join_pieces`
+CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 WORD_CHARACTER = re.compile(rf"[\w{''.join(map(chr, sorted(MARKS)))}]")  # a letter, a digit, _ or an accent
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that is found in the text before it is split into words, even glued to other characters.
+    """A token that is searched for in the text before the text is split into words, and within words too.
 
     Args:
-        content: how it is written.
+        content: the token as text.
         single_word: do not find it within a longer word.
-        lstrip: it takes the white space before it along; no id depends on this, since white space has none.
+        lstrip: it includes the white space before it. This changes no id: white space has none.
         rstrip: the same for the white space after it.
-        normalized: find it in the normalized text, so that case and accents do not matter.
-        special: one that `skip_special_tokens` leaves out, such as [CLS].
+        normalized: search for it in the normalized text, so that case and accents do not matter.
+        special: `skip_special_tokens` leaves it out, as it does [CLS].
     """
 
     content: str
@@ -46,16 +49,33 @@ class AddedToken:
     special: bool = False
 
 
+def as_added_token(token: Any, special: bool) -> AddedToken:
+    """Make an `AddedToken` of a str, or of the `AddedToken` of transformers.
+
+    Raises:
+        TypeError: the token is something else.
+        ValueError: the token is empty.
+    """
+    if isinstance(token, str):
+        token = AddedToken(token, normalized=not special, special=special)
+    elif not hasattr(token, "content"):
+        raise TypeError(f"a token must be a str or an AddedToken, not {token!r:.60}")
+    if not token.content:
+        raise ValueError("a token must have at least one character")
+    values = {field.name: getattr(token, field.name) for field in fields(AddedToken)}
+    return AddedToken(**values | {"special": special or token.special})
+
+
 class WordPiece:
     """Splits texts into words and words into pieces.
 
     Args:
         vocab: piece to id.
-        unk_id: id that stands for a word which the vocabulary cannot spell.
-        do_lower_case: lower the text, for an uncased vocabulary.
+        unk_id: the id of a word that the vocabulary cannot spell.
+        do_lower_case: lowercase the text, for an uncased vocabulary.
         strip_accents: é to e.
         tokenize_chinese_chars: make each CJK ideograph a word.
-        added_tokens: by id: what else is found in a text, and how.
+        added_tokens: id to token, for the tokens that are searched for before the text is split.
     """
 
     def __init__(
@@ -69,6 +89,7 @@ class WordPiece:
         added_tokens: Mapping[int, AddedToken],
     ) -> None:
         self.vocab = vocab
+        self.tokens = {i: token for token, i in vocab.items()} | {i: t.content for i, t in added_tokens.items()}
         self.unk_id = unk_id
         self.do_lower_case = do_lower_case
         self.strip_accents = strip_accents
@@ -83,10 +104,10 @@ class WordPiece:
         )
 
     def split(self, text: str) -> tuple[list[str], list[tuple[int, ...]]]:
-        """Split a text into words and those into pieces.
+        """Split a text into words, and the words into pieces.
 
         Returns:
-            The words, normalized, and for each the ids of its pieces. An added token counts as a word.
+            The normalized words, and for each word the ids of its pieces. An added token is one word.
         """
         words: list[str] = []
         pieces: list[tuple[int, ...]] = []
@@ -102,21 +123,21 @@ class WordPiece:
                     continue
                 found = stretch.split()
                 words += found
-                # So many characters of a word tell that it is too long; the rest is not worth its place in the table.
+                # A longer word is cut so that it takes little memory in the table: it is [UNK] anyway.
                 pieces += [self.pieces[word[: MAX_WORD_CHARS + 1]] for word in found]
         return words, pieces
 
     def normalize(self, text: str) -> str:
-        """Bring a text into the spelling of the vocabulary, every word between blanks."""
+        """Clean the text, strip accents, lowercase, and put spaces around punctuation marks and ideographs."""
         return self.clean(text).translate(self.folded)
 
     def clean(self, text: str) -> str:
-        """Clean each character, and where accents are to be stripped, part them from their letters."""
+        """Clean each character; if accents are to be stripped, separate them from their letters."""
         text = text.translate(self.cleaned)
         return decompose(text) if self.strip_accents and not text.isascii() else text
 
     def clean_character(self, code_point: int) -> str | None:
-        """Drop control characters, make white space blank, set CJK ideographs apart."""
+        """Drop a control character, turn white space into a space, put spaces around a CJK ideograph."""
         if code_point in DROPPED or any(code_point in area for area in PRIVATE_USE):
             return None
         if code_point in WHITE_SPACE:
@@ -126,7 +147,7 @@ class WordPiece:
         return chr(code_point)
 
     def fold_character(self, code_point: int) -> str | None:
-        """Strip accents, lower, set punctuation apart."""
+        """Drop an accent, lowercase a letter, put spaces around a punctuation mark."""
         if self.strip_accents and code_point in MARKS:
             return None
         if code_point in PUNCTUATION:
@@ -134,10 +155,10 @@ class WordPiece:
         return lower(code_point) if self.do_lower_case else chr(code_point)
 
     def longest_match_first(self, word: str) -> tuple[int, ...]:
-        """Take the longest piece that the word begins with, then the longest that continues it, to its end.
+        """Take the longest piece that begins the word, then the longest piece that continues it, and so on.
 
         Returns:
-            The ids of the pieces; `unk_id` alone for a word that is too long or cannot be spelled to its end.
+            The ids of the pieces; only `unk_id` for a word that is too long or that the pieces cannot spell.
         """
         if len(word) > MAX_WORD_CHARS:
             return (self.unk_id,)
@@ -154,42 +175,41 @@ class WordPiece:
             start, prefix = end, "##"
         return tuple(pieces)
 
-    def offsets(self, text: str, tokens: Mapping[int, str]) -> list[tuple[int, int]]:
-        """Find where in a text each of its pieces lies.
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Find the start and end of each piece in the text.
 
         Args:
             text: as given to `split`.
-            tokens: id to piece.
 
         Returns:
-            For each piece the place of its first character and the place after its last one's.
+            For each piece its start index and its end index, exclusive.
         """
-        origins: list[int] = []  # for each normalized character but blanks: the place of the one it came from
+        origins: list[int] = []  # for each character of the normalized words: the index of its original in the text
         start = 0
         for part, added_id in self.as_written.split(text):
-            places = range(start, start + len(part))
+            indices = range(start, start + len(part))
             if added_id is not None:
-                origins += places
+                origins += indices
             else:
-                places_in_clean = [place for place, char in zip(places, part, strict=True) for _ in self.clean(char)]
-                for place, char in zip(places_in_clean, self.clean(part), strict=True):
-                    origins += [place] * len((self.folded[ord(char)] or "").strip())
+                clean_indices = [index for index, char in zip(indices, part, strict=True) for _ in self.clean(char)]
+                for index, char in zip(clean_indices, self.clean(part), strict=True):
+                    origins += [index] * len((self.folded[ord(char)] or "").strip())
             start += len(part)
         offsets = []
         start = 0
         for word, ids in zip(*self.split(text), strict=True):
             for i, piece_id in enumerate(ids):
-                length = len(word) if len(ids) == 1 else len(tokens[piece_id]) - (2 if i else 0)  # 2: the ##
+                length = len(word) if len(ids) == 1 else len(self.tokens[piece_id]) - (2 if i else 0)  # 2: the ##
                 offsets.append((origins[start], origins[start + length - 1] + 1))
                 start += length
         return offsets
 
 
 class _Finder:
-    """Finds added tokens in a text: from the left, and of several at one place the longest.
+    """Finds added tokens in a text, from left to right; where several match, the longest.
 
     Args:
-        tokens: for each, as it is to be found, its id and whether it must stand as a word of its own.
+        tokens: the text of each token to its id and its `single_word`.
     """
 
     def __init__(self, tokens: Mapping[str, tuple[int, bool]]) -> None:
@@ -197,7 +217,7 @@ class _Finder:
         self.pattern = re.compile("|".join(map(re.escape, sorted(self.tokens, key=len, reverse=True))))
 
     def split(self, text: str) -> list[tuple[str, int | None]]:
-        """Split a text at the tokens found: they come with their ids, the text between them with None."""
+        """Split a text into the tokens found, each with its id, and the text between them, with None."""
         parts: list[tuple[str, int | None]] = []
         end = 0
         for match in self.pattern.finditer(text) if self.tokens else ():
@@ -208,3 +228,18 @@ class _Finder:
             parts += [(text[end:start], None), (match[0], token_id)]
             end = stop
         return [*parts, (text[end:], None)]
+
+
+def join_pieces(pieces: list[str], clean_up: bool) -> str:
+    """Join pieces to a text, with spaces where transformers puts them.
+
+    Args:
+        pieces: also added and special tokens.
+        clean_up: also remove spaces around an apostrophe.
+    """
+    text = "".join(pieces[:1])
+    for piece in pieces[1:]:
+        text += piece.removeprefix("##") if piece.startswith(("##", *NO_SPACE_BEFORE)) else f" {piece}"
+    for spaced in CLEAN_UP if clean_up else ():
+        text = text.replace(spaced, spaced.strip())
+    return text

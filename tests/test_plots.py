@@ -1,0 +1,107 @@
+"""Reports draw themselves, and a notebook shows the drawings without a magic line."""
+
+import re
+import sys
+
+import pytest
+import torch
+
+from minibert import DistilBertTokenizer
+from minibert.study import (
+    gradient_times_input,
+    integrated_gradients,
+    pad_mass,
+    padding_drift,
+    patch,
+    precision_ladder,
+)
+
+from .models import batch, model
+
+CLASSIFIER = "DistilBertForSequenceClassification"
+TOKENIZER = DistilBertTokenizer(
+    {t: i for i, t in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "day"))}
+)
+TOKENS = [["$", "<b>", "c", "d", "e", "f", "g"]] * 3
+
+
+def patched(each, inputs, points="position", tokens=None):
+    corrupt = inputs | {"input_ids": inputs["input_ids"] % 48 + 1}
+    return patch(each, inputs, corrupt, points, lambda output: output.logits[2, 0], tokens=tokens)
+
+
+@pytest.fixture
+def figures(seed):
+    pytest.importorskip("matplotlib")
+    each, inputs = model(CLASSIFIER), batch()
+    reports = {
+        "pad mass": pad_mass(each, inputs, mask=False),
+        "drift": padding_drift(each, TOKENIZER, ["a day", "a"], mask=False),
+        "ladder": precision_ladder(each, inputs),
+        "positions": patched(each, inputs, tokens=TOKENS[0]),
+        "heads": patched(each, inputs, "head"),
+    }
+    return reports, {name: report.plot() for name, report in reports.items()}
+
+
+def test_a_plot_is_shown_by_a_notebook_as_an_image(figures):
+    for figure in figures[1].values():
+        assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_heatmap_shows_each_number_under_its_names(figures):
+    reports, drawn = figures
+    axes = drawn["pad mass"].axes[0]
+    assert torch.equal(torch.tensor(axes.images[0].get_array()), reports["pad mass"].share)
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == [f"head {i}" for i in range(4)]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["layer 0", "layer 1"]
+    assert [text.get_text() for text in axes.texts] == [
+        f"{x:.2f}" for x in reports["pad mass"].share.flatten().tolist()
+    ]
+    axes = drawn["positions"].axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == TOKENS[0]
+    assert torch.allclose(torch.tensor(axes.images[0].get_array()), reports["positions"].restored.double())
+    assert axes.images[0].norm.vmin == -axes.images[0].norm.vmax  # 0 is white
+
+
+def test_curves_go_through_the_numbers_of_the_report(figures):
+    reports, drawn = figures
+    first, second = drawn["drift"].axes[0].lines
+    assert torch.equal(torch.tensor(first.get_ydata()), reports["drift"].max[:, 0])
+    assert first.get_label() == "text 0"
+    assert torch.equal(torch.tensor(second.get_ydata()), reports["drift"].max[:, 1])
+    axes = drawn["ladder"].axes[0]
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    lines = {line.get_label(): torch.tensor(line.get_ydata()) for line in axes.lines}
+    assert torch.equal(lines["without the mask"], reports["ladder"].without_mask[:, -1])
+    with_mask = reports["ladder"].with_mask[:, -1]
+    assert torch.equal(lines["with the mask"].nan_to_num(0), with_mask)  # an exact 0 has no place on such an axis
+
+
+def test_tokens_that_do_not_fit_are_refused():
+    each, inputs = model(CLASSIFIER), batch()
+    with pytest.raises(ValueError, match="names positions, 7 of them here; got 2"):
+        patched(each, inputs, tokens=["a", "b"])
+    with pytest.raises(ValueError, match="points='head'"):
+        patched(each, inputs, "head", tokens=["a"] * 4)
+
+
+@pytest.mark.parametrize("attribute", [gradient_times_input, integrated_gradients])
+def test_an_attribution_is_coloured_text_in_a_notebook(attribute):
+    each, inputs = model(CLASSIFIER), batch()
+    report = attribute(each, inputs, tokens=TOKENS)
+    shown = report._repr_html_()
+    assert re.findall(r">([^<]+)</span>", shown) == ["$", "&lt;b&gt;", "c", "d", "e", "f", "g"] * 3
+    colours = re.findall(r"rgba\((\d+), \d+, \d+, ([\d.]+)\)", shown)
+    scores = report.scores.flatten()
+    for (red, strength), score in zip(colours, scores.tolist(), strict=True):
+        assert (red == "50") == (score > 0)
+        assert float(strength) == pytest.approx(0.7 * abs(score) / scores.abs().max().item(), abs=0.006)
+    assert str(report).splitlines()[1].split()[:2] == ["0", "$"]
+    assert "<table>" in attribute(each, inputs)._repr_html_()  # without tokens: numbers
+
+
+def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"a plot needs matplotlib: pip install 'minibert\[plot\]'"):
+        pad_mass(model(), batch()).plot()
