@@ -215,11 +215,13 @@ WRITTEN = [
 def tokenizers():
     """The demo's, and small ones that set all that can be set."""
     words = "[PAD] [UNK] [CLS] [SEP] [MASK] a nice day ##day New york new-york É e ##e 漢 ##字 ! İ i ##\u0307".split()
+    words += ["οδοσ", "a\u302e\u08d4"]
     vocab = {word: i for i, word in enumerate(words)}
     added = {
         30: AddedToken("New-York", normalized=True),
         31: AddedToken("nice day", single_word=True),
         32: AddedToken("<*>(+)"),
+        34: AddedToken("<*>"),
         33: AddedToken("ÉE", normalized=True, single_word=True),
     }
     texts = [
@@ -228,7 +230,7 @@ def tokenizers():
         "New-York new-york NEW-YORK",
         "a nice day, nice days xnice day\u0301 nice day",
     ]
-    texts += ["a<*>(+)b <*>( +)", "ÉE éé eÉE \u0301ÉE aniceday 漢字漢"]
+    texts += ["a<*>(+)b <*>( +)", "e" * 100, "ΟΔΟΣ", "a\u08d4\u302e", "ÉE éé eÉE \u0301ÉE aniceday 漢字漢"]
     yield DistilBertTokenizer.from_pretrained(DEMO), [*WRITTEN, *random_texts(400)]
     for settings in (
         {},
@@ -273,7 +275,6 @@ MUTANTS = [
     ('method === "rows" ? number : number * S + key', "number * S + key"),
     ("Math.floor(number / (H * S)) * Q", "Math.floor(number / (H * S))"),
     ("? -max : round(", "? -Infinity : round("),
-    (": round(method", ": (method"),
     ("(rounded) > max ? Math.sign(x) * Infinity", "(rounded) > max ? Math.sign(x) * max"),
     ("x / unit + 1.5 * 2 ** 52 - 1.5 * 2 ** 52", "Math.trunc(x / unit)"),
     ("round(row[key] * factors[head(number, S)])", "round(row[key]) * factors[head(number, S)]"),
@@ -287,7 +288,6 @@ MUTANTS = [
     ('replace(text, "PUNCTUATION", " $& ")', "text"),
     ('this.replace(text, "CJK", " $& ")', "text"),
     ('Array.from(text, char => this.lower(char)).join("")', "text.toLowerCase()"),
-    ("(this.newer_capitals.get(char) ?? char)", "char"),
     ('run => run.normalize("NFD")', "run => run"),
     ("sort((a, b) => [...b].length - [...a].length)", "sort()"),
     ("inWord.test(before) || ", ""),
@@ -296,7 +296,7 @@ MUTANTS = [
 
 def test_mistakes_in_the_javascript_are_noticed(browser):
     model = classifier()
-    given = [(tokenizer, texts[::2]) for tokenizer, texts in list(tokenizers())[1:]]
+    given = [(tokenizer, [*texts[:20], *texts[-8:]]) for tokenizer, texts in list(tokenizers())[1:]]
     cases = [case for case in edit_cases() if case[3]["precision"] in ("float64", "float16")]
     texts = [[page, text] for page, (_, page_texts) in enumerate(given) for text in page_texts]
     data = packed([(model, tokenizer) for tokenizer, _ in given], cases, texts, keep="logits")

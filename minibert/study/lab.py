@@ -121,10 +121,10 @@ def tokenizer_settings(tokenizer: DistilBertTokenizer, positions: int) -> dict[s
                 "CJK": [(block[0], block[-1]) for block in tables.CJK],
                 "PUNCTUATION": ranges(tables.PUNCTUATION),
                 "MARKS": ranges(tables.MARKS),
-                "REORDERED": ranges(tables._REORDERED),
+                "REORDERED": ranges(tables.REORDERED),
                 "NEWER": ranges(tables.NEWER),
             },
-            "newer_capitals": [(chr(capital), chr(small)) for capital, small in tables._NEWER_CAPITALS.items()],
+            "newer_capitals": [(chr(capital), chr(small)) for capital, small in tables.NEWER_CAPITALS.items()],
         },
     }
 
