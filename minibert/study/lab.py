@@ -59,8 +59,9 @@ def attention_lab(
     if tokenizer.pad_token_id is None:
         raise ValueError("the tokenizer has no pad token, so it cannot pad: choose one with pad_token=")
     weights = model.state_dict()
-    dtype = smallest_dtype(weights.values())
     numbers = sum(tensor.numel() for tensor in weights.values())
+    fits = numbers * torch.float16.itemsize * 4 // 3 <= LIMIT  # before the values are read
+    dtype = smallest_dtype(weights.values()) if fits else torch.float16
     size = numbers * dtype.itemsize * 4 // 3
     if size > LIMIT:
         raise ValueError(
