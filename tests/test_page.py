@@ -258,7 +258,7 @@ def test_view_says_what_is_wrong(checkpoint, capsys, tmp_path):
     assert (status, err) == (2, "minibert: error: layers must be 0 to 1, got 7\n")
     status, _, err = run(capsys, "view", "-o", tmp_path / "none" / "page.html", "--model", checkpoint)
     assert status == 2
-    assert "No such file or directory" in err
+    assert "give the name of a file, in a folder that exists" in err
 
 
 def test_figure_shows_the_probabilities_with_the_padding_hatched(loaded, tmp_path):
