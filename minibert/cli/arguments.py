@@ -96,9 +96,7 @@ def add_study_commands(commands: Any) -> None:
     command.set_defaults(command="study.run_view")
     add_common_options(command)
 
-    command = commands.add_parser(
-        "lab", help="an HTML page that runs the model: flip bits of its mask, watch its logits"
-    )
+    command = commands.add_parser("lab", help="an HTML page that runs the model, to change its mask bit by bit")
     add_sentences(command)
     command.add_argument("-o", "--out", type=Path, default=Path("lab.html"), metavar="FILE", help="the page")
     command.add_argument("--open", action="store_true", help="open the page in the browser")

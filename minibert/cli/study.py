@@ -119,7 +119,7 @@ def run_lab(options: argparse.Namespace) -> int:
     data = page.encode()
     write_file(options.out, data)
     address = options.out.resolve().as_uri()
-    print(json.dumps({"file": str(options.out), "bytes": len(data), "address": address}) if options.json else address)
+    say(json.dumps({"file": str(options.out), "bytes": len(data), "address": address}) if options.json else address)
     if options.open:
         webbrowser.open(address)
     return 0
