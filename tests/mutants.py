@@ -325,7 +325,7 @@ MUTANTS = [
 def build(mutant, original):
     """The mutant, with the weights of the original, in float64 like it."""
     model = getattr(load(mutant), mutant.head)(original.config).double().eval()
-    model.load_state_dict(original.state_dict())
+    model.load_state_dict(dict(original.named_parameters(remove_duplicate=False)))  # the mutant may be untied
     return model
 
 
