@@ -201,7 +201,7 @@ def build(mutant, original):
         model.named_parameters = original.named_parameters  # the oracle takes its weights from here: the right ones
         return model
     model = getattr(load(mutant), mutant.head)(original.config).double().eval()
-    model.load_state_dict(original.state_dict())
+    model.load_state_dict(dict(original.named_parameters(remove_duplicate=False)))  # the mutant may be untied
     return model
 
 
