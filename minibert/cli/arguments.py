@@ -120,6 +120,19 @@ def add_study_commands(commands: Any) -> None:
     command.set_defaults(command="study.run_compare")
     add_common_options(command)
 
+    command = commands.add_parser(
+        "diagnose", help="another implementation's values: which is wrong first, and which known mistake gives them"
+    )
+    command.add_argument(
+        "values", type=Path, metavar="FILE.safetensors", help="logits, or values by the names of steps; also input_ids"
+    )
+    add_sentences(command)
+    command.add_argument(
+        "--tolerance", type=float, metavar="X", help="for rounded numbers; default: float32's rounding"
+    )
+    command.set_defaults(command="study.run_diagnose")
+    add_common_options(command)
+
     command = commands.add_parser("exercise", help="ten exercises: change a copy of the model, predict what differs")
     command.add_argument("number", nargs="?", type=int, metavar="N", help="1 to 10; none lists them")
     command.add_argument("--predict", metavar="STEP", help="the first step that differs, such as scores; or none")
