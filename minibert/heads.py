@@ -15,7 +15,7 @@ from .config import DistilBertConfig
 from .mask import has_values
 from .model import LAYER_NORM_EPS, DistilBertModel, activation
 from .outputs import LogitsOutput, SpanOutput
-from .pretrained import PreTrainedModel
+from .pretrained import PreTrainedModel, fill_in_tied, leave_out_tied
 
 IGNORE = -100  # a label that is left out of the loss
 
@@ -80,6 +80,8 @@ class DistilBertForMaskedLM(ModelWithHead):
         self.vocab_projector = nn.Linear(config.dim, config.vocab_size)
         self.init_weights(self.vocab_transform, self.vocab_layer_norm, self.vocab_projector)
         self.tie_weights()
+        self.register_state_dict_post_hook(leave_out_tied)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(fill_in_tied)  # type: ignore[no-untyped-call]
 
     def tie_weights(self) -> None:
         """Share the word-embedding table with the projector (Press & Wolf 2017) if the config says so."""
@@ -99,7 +101,7 @@ class DistilBertForSequenceClassification(ModelWithHead):
     """Which class is this text? Computed from the hidden state of the first token, [CLS].
 
     Labels, by `config.problem_type`: single_label_classification, (B,) class numbers (int64);
-    multi_label_classification, (B, L) floats, 0 or 1; regression, (B,) or (B, L) floats. If the problem type is None,
+    multi_label_classification, (B, L) floats, 0 or 1; regression, (B,) or (B, L) numbers. If the problem type is None,
     each call infers it from the labels: regression if L is 1, single label for integers, otherwise multi label.
     """
 
@@ -126,6 +128,8 @@ class DistilBertForSequenceClassification(ModelWithHead):
             problem_type = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
         if problem_type == "single_label_classification":
             return cross_entropy(logits, labels)
+        if problem_type == "regression":
+            labels = labels.to(logits.dtype)
         if not labels.is_floating_point() or labels.shape not in (logits.shape, logits.squeeze(-1).shape):
             raise ValueError(
                 f"{problem_type} needs floating-point labels of shape {tuple(logits.shape)}, "

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 
-class ModelOutput(Mapping[str, Any]):
-    """Reads the fields of a dataclass as a dict or a tuple. One mapping as the only argument gives all fields."""
+class ModelOutput(Mapping[str, Any], dict[str, Any]):  # type: ignore[misc, metaclass]  # Trainer checks for a dict
+    """Reads the fields of a dataclass as a dict or a tuple. A mapping as the only argument gives all fields."""
 
     def __post_init__(self) -> None:
         first, *_ = vars(self).items()
-        if isinstance(first[1], Mapping):  # accelerate rebuilds an output as type(output)({"logits": …})
+        if isinstance(
+            first[1], Mapping | Iterator
+        ):  # accelerate and DataParallel: type(output)({"logits": …}) or pairs
             vars(self).update({first[0]: None} | dict(first[1]))
 
     def _present(self) -> dict[str, Any]:
@@ -25,6 +27,9 @@ class ModelOutput(Mapping[str, Any]):
 
     def __getitem__(self, key: str | int | slice) -> Any:
         return self._present()[key] if isinstance(key, str) else self.to_tuple()[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        setattr(self, key, value)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._present())

@@ -1,31 +1,25 @@
-"""What every model has besides its formulas: random weights, `from_pretrained` and `save_pretrained`."""
+"""What every model has besides its formulas: random weights, loading, saving, and what training tools ask for."""
 
+import copy
 import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .checkpoint import CheckpointFiles, read_tensors, write_checkpoint
-from .config import DistilBertConfig
+from .config import LABELS, DistilBertConfig
+from .weights import HEAD_PREFIXES, PROJECTOR, WORDS, compare_tensors, resolve_tie, split_encoder_and_head
 
 logger = logging.getLogger(__name__)
 
-HEAD_PREFIXES = (
-    "vocab_transform.",
-    "vocab_layer_norm.",
-    "vocab_projector.",
-    "pre_classifier.",
-    "classifier.",
-    "qa_outputs.",
-)
-WORDS = "embeddings.word_embeddings.weight"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-PROJECTOR = "vocab_projector.weight"  # of the masked-LM head; usually tied to WORDS, and then not in the file
 
 
 class PreTrainedModel(nn.Module):
@@ -47,6 +41,11 @@ class PreTrainedModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """Dtype of the parameters."""
         return next(self.parameters()).dtype
+
+    @property
+    def base_model(self) -> "PreTrainedModel":
+        """The encoder, `DistilBertModel`."""
+        return cast(PreTrainedModel, getattr(self, "distilbert", self))
 
     def tie_weights(self) -> None:
         """Share parameters that the checkpoint stores only once; only the masked-LM head has such a pair."""
@@ -70,6 +69,8 @@ class PreTrainedModel(nn.Module):
             elif isinstance(part, nn.LayerNorm):
                 part.reset_parameters()
 
+    # Loading
+
     @classmethod
     def from_pretrained(
         cls,
@@ -79,16 +80,22 @@ class PreTrainedModel(nn.Module):
         token: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
+        dtype: torch.dtype | str = torch.float32,
+        torch_dtype: torch.dtype | str | None = None,
+        device: torch.device | str | int | None = None,
+        device_map: object = None,
+        attn_implementation: str | None = None,
+        config: DistilBertConfig | None = None,
         new_head: bool = False,
-        num_labels: int | None = None,
-        id2label: Mapping[int, str] | None = None,
+        ignore_mismatched_sizes: bool = False,
+        **values: Any,
     ) -> Self:
         """Load a config and weights from a folder or from one commit of a Hub repository.
 
-        Strict: the file must hold every tensor of the model, in its shape, and no other tensor. One exception: the
-        bare encoder can be loaded from a file that also has a head.
+        Strict: the file must hold every tensor of the model, in its shape, and no other tensor. Exceptions: the bare
+        encoder can be loaded from a file that also has a head; and a sequence or token classifier whose labels are
+        given (`num_labels`, `id2label`, `label2id` or `config`) gets a new head, with a warning, from a file without a
+        classifier.
 
         Args:
             name_or_folder: like the next four arguments, as for `CheckpointFiles`.
@@ -96,11 +103,15 @@ class PreTrainedModel(nn.Module):
             token: Hub token.
             cache_dir: cache folder.
             local_files_only: no network.
-            dtype: of the parameters, whatever the dtype of the file.
+            dtype: of the parameters, such as torch.bfloat16 or "bfloat16"; "auto" is the dtype of the file.
+            torch_dtype: the old name of `dtype`.
             device: of the parameters; None is the CPU.
+            device_map: another name for `device`.
+            attn_implementation: "eager" is the only one.
+            config: takes the place of the file's config.json.
             new_head: ignore the file's head, if any, and draw this model's head at random, to be trained.
-            num_labels: number of classes of a new head.
-            id2label: class names of a new head, or new names for the classes of the file's head.
+            ignore_mismatched_sizes: draw only those layers of the head at random that have another size in the file.
+            values: fields of the config in place of the file's, such as `num_labels=3` or `dropout=0`.
 
         Returns:
             The model in eval mode.
@@ -109,11 +120,21 @@ class PreTrainedModel(nn.Module):
             OSError: a file, the repository or the revision does not exist, or the network failed.
             ValueError: the files hold another architecture, or tensors that do not match the model.
         """
+        if attn_implementation not in (None, "eager"):
+            raise ValueError(
+                f'attn_implementation must be "eager", got {attn_implementation!r}: for speed use minibert.pack'
+            )
         files = CheckpointFiles(
             name_or_folder, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
         return cls.from_files(
-            files, dtype=dtype, device=device, new_head=new_head, num_labels=num_labels, id2label=id2label
+            files,
+            dtype=dtype if torch_dtype is None else torch_dtype,
+            device=device if device_map is None else as_device(device_map),
+            config=config,
+            new_head=new_head,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            **values,
         )
 
     @classmethod
@@ -121,48 +142,43 @@ class PreTrainedModel(nn.Module):
         cls,
         files: CheckpointFiles,
         *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
+        dtype: torch.dtype | str = torch.float32,
+        device: torch.device | str | int | None = None,
+        config: DistilBertConfig | None = None,
         new_head: bool = False,
-        num_labels: int | None = None,
-        id2label: Mapping[int, str] | None = None,
+        ignore_mismatched_sizes: bool = False,
+        **values: Any,
     ) -> Self:
         """Load a model from files that a tokenizer can be loaded from too, so that both are of one commit."""
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype!r}")
-        config = cls._choose_labels(DistilBertConfig.from_files(files), num_labels, id2label, new_head)
-        encoder, head = split_encoder_and_head(read_tensors(files), files.name)
-        config = resolve_tie(config, encoder, head)
-        model = cls.from_tensors(config, encoder, None if new_head else head, files.name)
-        return model.to(device=device, dtype=dtype).eval()
-
-    @classmethod
-    def _choose_labels(
-        cls, config: DistilBertConfig, num_labels: int | None, id2label: Mapping[int, str] | None, new_head: bool
-    ) -> DistilBertConfig:
-        """Return the config with the labels that the caller asks for; an error if the model cannot have them."""
-        labels_given = num_labels is not None or id2label is not None
+        wanted = None if dtype == "auto" else as_dtype(dtype)
+        if config is not None and not isinstance(config, DistilBertConfig):
+            raise ValueError(f"config must be a minibert.DistilBertConfig, got {type(config).__name__}")
         if new_head and not cls.encoder_prefix:
             raise ValueError(f"{cls.__name__} has no head: leave out new_head=True")
-        if new_head and cls.head_has_labels and not labels_given:
-            raise ValueError("new_head=True needs num_labels= or id2label=, the classes of the new head")
-        if not labels_given:
-            return config
-        chosen = replace(config, num_labels=num_labels, id2label=id2label)  # type: ignore[arg-type]
-        if new_head:
-            return replace(chosen, problem_type=None)  # the stored one belongs to the head that is ignored
-        if chosen.num_labels != config.num_labels and not cls.head_has_labels:
+        stored = DistilBertConfig.from_files(files)
+        encoder, head = split_encoder_and_head(read_tensors(files), files.name)
+        if cls.head_has_labels:
+            labels_given = config is not None or any(values.get(name) is not None for name in LABELS)
+            if new_head and not labels_given:
+                raise ValueError("new_head=True needs num_labels= or id2label=, the classes of the new head")
+            new_head = new_head or (labels_given and not any(name.startswith("classifier.") for name in head))
+        if new_head:  # the stored labels and problem type belong to the file's head
+            stored = replace(stored, num_labels=None, id2label=None, problem_type=None)  # type: ignore[arg-type]
+        chosen = (config or stored).changed(**values)
+        if config is None and not (cls.head_has_labels or new_head) and chosen.num_labels != stored.num_labels:
             raise ValueError(f"{cls.__name__} has no labels: leave out num_labels= and id2label=")
-        if chosen.num_labels != config.num_labels:
-            raise ValueError(
-                f"the checkpoint has {config.num_labels} labels, not {chosen.num_labels}: pass new_head=True to draw "
-                f"a new head at random, and train it"
-            )
-        return config if id2label is None else chosen
+        chosen = resolve_tie(chosen, encoder, head)
+        model = cls.from_tensors(chosen, encoder, None if new_head else head, files.name, ignore_mismatched_sizes)
+        return model.to(device=device, dtype=wanted or as_dtype(model.dtype)).eval()
 
     @classmethod
     def from_tensors(
-        cls, config: DistilBertConfig, encoder: Mapping[str, Tensor], head: Mapping[str, Tensor] | None, where: str
+        cls,
+        config: DistilBertConfig,
+        encoder: Mapping[str, Tensor],
+        head: Mapping[str, Tensor] | None,
+        where: str,
+        ignore_mismatched_sizes: bool = False,
     ) -> Self:
         """Build the model around tensors, in their dtype and without copying them.
 
@@ -171,6 +187,7 @@ class PreTrainedModel(nn.Module):
             encoder: the encoder's tensors, named as in `DistilBertModel`.
             head: the head's tensors, which `DistilBertModel` ignores; None draws them at random.
             where: name of the checkpoint, for errors.
+            ignore_mismatched_sizes: draw those layers of the head at random whose tensors have another shape.
 
         Raises:
             ValueError: the tensors do not match the config.
@@ -183,95 +200,233 @@ class PreTrainedModel(nn.Module):
             )
         with torch.device("meta"):  # shapes without memory: the weights come from the file
             model = cls(config)
-        tensors = {cls.encoder_prefix + name: tensor for name, tensor in encoder.items()}
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}  # tied parameters appear once
-        if head is None:
-            shapes = {name: shape for name, shape in shapes.items() if name.startswith(cls.encoder_prefix)}
-        elif cls.encoder_prefix:
-            tensors |= head
-        check_tensors(tensors, shapes, where)
-        model.load_state_dict(tensors, strict=False, assign=True)  # not strict: tied parameters and a new head follow
-        if head is None:
-            parts = [part for name, part in model.named_children() if f"{name}." != cls.encoder_prefix]
-            for part in parts:
-                part.to_empty(device="cpu")
-            model.init_weights(*parts)
-            logger.warning("%s: %s has a new head, drawn at random: train it before use", where, cls.__name__)
+        new = {name.split(".")[0] for name in shapes if not name.startswith(cls.encoder_prefix)}  # layers to draw
+        if head is not None:
+            other_size = {name for name in shapes.keys() & head.keys() if shapes[name] != head[name].shape}
+            new = {name.split(".")[0] for name in other_size} if ignore_mismatched_sizes else set()
+        tensors = {cls.encoder_prefix + name: tensor for name, tensor in encoder.items()}
+        if head is not None and cls.encoder_prefix:
+            tensors |= {name: tensor for name, tensor in head.items() if name.split(".")[0] not in new}
+        shapes = {name: shape for name, shape in shapes.items() if name.split(".")[0] not in new}
+        if problems := compare_tensors(tensors, shapes):
+            if any(name.startswith(HEAD_PREFIXES) for name in shapes.keys() ^ tensors.keys()):
+                problems.append("the file has another head, or none: new_head=True draws one at random, to be trained")
+            elif any(problem.startswith(HEAD_PREFIXES) for problem in problems):
+                problems.append(
+                    "new_head=True draws a new head at random, to be trained; ignore_mismatched_sizes=True draws only "
+                    "those layers of the head that have another size"
+                )
+            raise ValueError(f"{where}: the file and the model do not match: {'; '.join(problems)}")
+        model.load_state_dict(tensors, strict=False, assign=True)  # not strict: tied parameters and new layers follow
+        for name in sorted(new):
+            model.init_weights(model.get_submodule(name).to_empty(device="cpu"))
+        if new:
+            logger.warning("%s: %s: new %s, drawn at random: train before use", where, cls.__name__, sorted(new))
         model.tie_weights()
         return model
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    # Saving
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        safe_serialization: bool = True,
+        push_to_hub: bool = False,
+        save_function: object = None,
+        max_shard_size: object = None,
+    ) -> None:
         """Write config.json and model.safetensors, which minibert and transformers both read.
 
         If saving is interrupted, the folder holds either the old checkpoint or the new one.
 
         Args:
             folder: created if missing; the two files are replaced, others are not touched.
+            is_main_process: False writes nothing. Sharded parameters (FSDP2) are gathered in any case, so every process
+                must call this.
+            state_dict: tensors to save in place of the model's own, named as in `model.state_dict()`.
+            safe_serialization: must be True.
+            push_to_hub: must be False; `huggingface_hub.upload_folder` uploads a folder.
+            save_function: ignored; safetensors writes the file.
+            max_shard_size: ignored; there is one file.
 
         Raises:
             OSError: the folder cannot be written to.
+            ValueError: tensors that do not match the config: this checkpoint could not be loaded again.
         """
-        config = self.config.to_dict() | {
-            "architectures": [type(self).__name__],
-            "dtype": str(self.dtype).removeprefix("torch."),
+        if not safe_serialization or push_to_hub:
+            raise ValueError(
+                "save_pretrained writes safetensors into a folder: leave out safe_serialization, push_to_hub"
+            )
+        tensors = {
+            name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
+            for name, tensor in (self.state_dict() if state_dict is None else state_dict).items()
         }
-        write_checkpoint(Path(folder), config, {name: p.detach() for name, p in self.named_parameters()})
+        if not is_main_process:
+            return
+        encoder, head = split_encoder_and_head(tensors, type(self).__name__)
+        config = resolve_tie(self.config, encoder, head)
+        tensors = {self.encoder_prefix + name: tensor for name, tensor in encoder.items()} | head
+        with torch.device("meta"):
+            shapes = {name: parameter.shape for name, parameter in type(self)(config).named_parameters()}
+        if problems := compare_tensors(tensors, shapes):
+            raise ValueError(f"a checkpoint of this model could not be loaded again: {'; '.join(problems)}")
+        content = config.to_dict() | {
+            "architectures": [type(self).__name__],
+            "dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch."),
+        }
+        write_checkpoint(Path(folder), content, tensors)
+
+    # What tools for training ask for
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Count parameters, tied ones once; `exclude_embeddings` leaves out the word and position tables."""
+        tables = [id(part.weight) for part in self.modules() if exclude_embeddings and isinstance(part, nn.Embedding)]
+        counted = (p for p in self.parameters() if id(p) not in tables and (p.requires_grad or not only_trainable))
+        return sum(parameter.numel() for parameter in counted)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the word-embedding table."""
+        return cast(nn.Embedding, self.base_model.get_submodule("embeddings.word_embeddings"))
+
+    def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
+        """Replace the word-embedding table; a tied masked-LM projector follows.
+
+        Raises:
+            ValueError: a table of another size.
+        """
+        size = (self.config.vocab_size, self.config.dim)
+        if tuple(embeddings.weight.shape) != size:
+            raise ValueError(
+                f"the table must be {size}, got {tuple(embeddings.weight.shape)}: use resize_token_embeddings"
+            )
+        self.base_model.get_submodule("embeddings").word_embeddings = embeddings
+        self.tie_weights()
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """Return the masked-LM projector; None for the other models."""
+        return getattr(self, "vocab_projector", None)
+
+    @torch.no_grad()
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+    ) -> nn.Embedding:
+        """Change vocab_size: add rows to the word table, each the mean of the old rows, or remove the last rows.
+
+        The masked-LM projector gets or loses rows too, with a bias of 0, as in transformers. The
+        parameters are new: create the optimizer afterwards.
+
+        Args:
+            new_num_tokens: the new vocab_size, such as `len(tokenizer)`; None keeps the present one.
+            pad_to_multiple_of: round the size up to a multiple of this number.
+
+        Returns:
+            The word-embedding table.
+
+        Raises:
+            ValueError: a size below 1 or not above pad_token_id.
+        """
+        words, projector = self.get_input_embeddings(), self.get_output_embeddings()
+        size = words.num_embeddings if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of is not None:
+            size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
+        if size == words.num_embeddings:
+            return words
+        replace(self.config, vocab_size=size)  # checks the size
+        tied = projector is not None and projector.weight is words.weight
+        words.weight, words.num_embeddings = with_rows(words.weight, size), size
+        if projector is not None:
+            projector.weight = words.weight if tied else with_rows(projector.weight, size)
+            projector.bias, projector.out_features = with_rows(projector.bias, size), size
+        config = copy.copy(self.config)  # other models may share the old one
+        vars(config)["vocab_size"] = size
+        self.config = self.base_model.config = config
+        return words
+
+    def gradient_checkpointing_enable(
+        self,
+        gradient_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Save memory in training: compute each layer once more in the backward pass; the gradients are the same bits.
+
+        Args:
+            gradient_checkpointing_kwargs: for `torch.utils.checkpoint.checkpoint`; use_reentrant=False is the default.
+            every_n_layers: do so in every n-th layer only.
+            offload: must be False.
+        """
+        if offload:
+            raise ValueError("minibert does not offload activations: leave out offload=True")
+        self.gradient_checkpointing_disable()
+        arguments = {"use_reentrant": False} | dict(gradient_checkpointing_kwargs or {})
+        for layer in list(self._layers())[::every_n_layers]:
+            layer.forward = partial(checkpoint, layer.forward, **arguments)
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """The newer name of `gradient_checkpointing_enable`."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Undo `gradient_checkpointing_enable`."""
+        for layer in self._layers():
+            vars(layer).pop("forward", None)
+
+    def _layers(self) -> nn.ModuleList:
+        return cast(nn.ModuleList, self.base_model.get_submodule("transformer.layer"))
 
 
-def split_encoder_and_head(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split a file's tensors into the encoder's, without the prefix `distilbert.`, and the head's; update old names.
-
-    Raises:
-        ValueError: two tensors get the same name.
-    """
-    encoder: dict[str, Tensor] = {}
-    head: dict[str, Tensor] = {}
-    for stored_name, tensor in tensors.items():
-        name = stored_name.removeprefix("module.")  # written by torch.nn.DataParallel
-        if name.endswith("embeddings.position_ids"):  # a buffer of old files: 0, 1, 2, …
-            continue
-        for old, new in ((".gamma", ".weight"), (".beta", ".bias")):  # TensorFlow's names for a LayerNorm's parameters
-            name = name.removesuffix(old) + new if name.endswith(old) else name
-        part = head if name.startswith(HEAD_PREFIXES) else encoder
-        name = name.removeprefix("distilbert.")  # written by every model with a head
-        if name in part:
-            raise ValueError(f"{where}: the file holds {name} twice, once as {stored_name}")
-        part[name] = tensor
-    return encoder, head
+def as_dtype(dtype: object) -> torch.dtype:
+    """Return a dtype that models can have; strings such as "bfloat16" are understood."""
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if found not in DTYPES:
+        raise ValueError(f'dtype must be "auto" or one of {", ".join(map(str, DTYPES))}, got {dtype!r}')
+    return cast(torch.dtype, found)
 
 
-def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, torch.Size], where: str) -> None:
-    """Compare names, shapes and dtypes before a tensor is used.
-
-    Raises:
-        ValueError: names every tensor that is missing, unexpected, of another shape, or not floating point.
-    """
-    problems = []
-    if missing := sorted(expected.keys() - found.keys()):
-        problems.append(f"missing {missing}")
-    if unexpected := sorted(found.keys() - expected.keys()):
-        problems.append(f"unexpected {unexpected}")
-    for name in sorted(found.keys() & expected.keys()):
-        tensor = found[name]
-        if tensor.shape != expected[name]:
-            problems.append(f"{name} is {tuple(tensor.shape)} in the file, config.json says {tuple(expected[name])}")
-        elif not tensor.is_floating_point():
-            problems.append(f"{name} is {tensor.dtype}, not floating point")
-    if any(name.startswith(HEAD_PREFIXES) for name in expected.keys() ^ found.keys()):
-        problems.append("the file has another head, or none: new_head=True draws one at random, to be trained")
-    if problems:
-        raise ValueError(f"{where}: the file and the model do not match: {'; '.join(problems)}")
+def as_device(device_map: object) -> torch.device | str | int:
+    """Return the one device that a device_map names, such as "cuda:0" or {"": 0}."""
+    device = device_map[""] if isinstance(device_map, Mapping) and device_map.keys() == {""} else device_map
+    if not isinstance(device, torch.device | str | int) or device in (
+        "auto",
+        "balanced",
+        "balanced_low_0",
+        "sequential",
+    ):
+        raise ValueError(f'device_map must be one device, such as "cuda:0", got {device_map!r}')
+    return device
 
 
-def resolve_tie(config: DistilBertConfig, encoder: dict[str, Tensor], head: dict[str, Tensor]) -> DistilBertConfig:
-    """Decide whether a file's masked-LM projector is tied to the word-embedding table; return the config that says so.
+def with_rows(parameter: Tensor, size: int) -> nn.Parameter:
+    """Return a parameter with `size` rows: its first ones, then the mean of all its rows; in a bias, zeros."""
+    new = parameter.mean(0, dtype=torch.float64, keepdim=True).to(parameter.dtype)
+    if parameter.ndim == 1:
+        new.zero_()
+    rows = torch.cat([parameter[:size], new.expand(max(0, size - len(parameter)), *parameter.shape[1:])])
+    return nn.Parameter(rows, parameter.requires_grad)
 
-    If they are tied, the file holds one of the two (usually the table), or both with equal values. If the values
-    differ, they are not tied, even if config.json says that they are.
-    """
-    if not config.tie_word_embeddings or PROJECTOR not in head:
-        return config
-    if not torch.equal(encoder.setdefault(WORDS, head[PROJECTOR]), head[PROJECTOR]):
-        return replace(config, tie_word_embeddings=False)
-    del head[PROJECTOR]
-    return config
+
+def is_tied(model: Any) -> bool:
+    """Whether a masked-LM model's projector shares its weight with the word-embedding table."""
+    return model.vocab_projector.weight is model.distilbert.embeddings.word_embeddings.weight
+
+
+def leave_out_tied(model: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: object) -> None:
+    """Let state_dict() hold a tied pair once, as a checkpoint does: safetensors refuses shared tensors."""
+    if is_tied(model):
+        del state_dict[prefix + PROJECTOR]
+
+
+def fill_in_tied(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+    """Let load_state_dict() take a state_dict that holds a tied pair once."""
+    words = f"{prefix}distilbert.{WORDS}"
+    if is_tied(model) and words in state_dict:
+        state_dict.setdefault(prefix + PROJECTOR, state_dict[words])

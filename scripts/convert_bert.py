@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minibert import DistilBertConfig, DistilBertModel, DistilBertTokenizer
 from minibert.checkpoint import CheckpointFiles, read_tensors
-from minibert.pretrained import split_encoder_and_head
+from minibert.weights import split_encoder_and_head
 
 CONFIG_NAMES = {
     "vocab_size": "vocab_size",

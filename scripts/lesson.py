@@ -1,11 +1,9 @@
-"""The lesson as a notebook, in the percent format: each `# %%` begins a cell, and a cell shows its last value.
-
-VS Code and PyCharm open this file as it is. For Jupyter or Colab make a notebook of it:
-`jupytext --to notebook scripts/lesson.py`. The pictures need matplotlib: `pip install '.[plot]'`.
-"""
-
 # %% [markdown]
 # # What padding does, and how the attention mask undoes it
+#
+# This is a notebook in the percent format: each `# %%` begins a cell, and a cell shows its last value. VS Code and
+# PyCharm open the file as it is. For Jupyter or Colab convert it: `jupytext --to notebook scripts/lesson.py`. The
+# pictures need matplotlib: `pip install '.[plot]'`.
 #
 # A model reads a batch of texts as one rectangle of token ids. Short texts are filled up with [PAD]. If the model does
 # not know which tokens are [PAD], it reads them like words, and the result of the short text changes.

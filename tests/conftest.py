@@ -61,3 +61,31 @@ def tiny_files(tmp_path_factory):
     torch.manual_seed(0)
     saved(folder)
     return files(folder)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """One headless Chromium for all tests of pages."""
+    from .browser import open_browser  # skips where there is none
+
+    with open_browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
+
+
+@pytest.fixture
+def show(browser, tmp_path):
+    """Open a page from disk, in light colours; afterwards there must be no error in the console."""
+    from .browser import emulate
+
+    def show_page(page, name="page.html", fragment=""):
+        file = tmp_path / name
+        file.write_text(page, encoding="utf-8")
+        browser.get(file.as_uri() + fragment)
+        return browser
+
+    emulate(browser, "prefers-color-scheme", "light")
+    browser.get("about:blank")
+    browser.get_log("browser")
+    browser.get_log("performance")
+    yield show_page
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []

@@ -1,5 +1,6 @@
 """Loading a folder: every mismatch is an error that names it, and no weight is random if the file holds it."""
 
+import dataclasses
 import json
 import re
 
@@ -91,13 +92,16 @@ def test_dtype_is_what_the_parameters_become(tmp_path, dtype):
     loaded = load(tmp_path, dtype=dtype)
     assert loaded.dtype == dtype
     assert_equal_parameters(loaded, classifier.to(dtype))
+    for name in (str(dtype), str(dtype).removeprefix("torch.")):
+        assert load(tmp_path, dtype=name).dtype == load(tmp_path, torch_dtype=name).dtype == dtype
     loaded.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    assert (load(tmp_path, dtype="auto").dtype, load(tmp_path).dtype) == (dtype, torch.float32)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, "float16", None])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, "int8", "half precision", None])
 def test_a_dtype_that_cannot_compute_is_refused(tmp_path, dtype):
-    with pytest.raises(ValueError, match=rf"dtype must be one of torch.float32, .*, got {dtype!r}"):
+    with pytest.raises(ValueError, match=rf'dtype must be "auto" or one of torch.float32, .*, got {dtype!r}'):
         load(tmp_path, dtype=dtype)
 
 
@@ -212,7 +216,7 @@ def test_everything_that_does_not_match_is_named_at_once(tmp_path):
         str(tmp_path),
         "missing ['classifier.bias', 'pre_classifier.weight']",
         "unexpected ['pre_classifier.weights']",
-        "classifier.weight is (1, 32) in the file, config.json says (2, 32)",
+        "classifier.weight is (1, 32), the config says (2, 32)",
         "pre_classifier.bias is torch.int64, not floating point",
     ):
         assert complaint in str(error.value)
@@ -245,15 +249,15 @@ def test_another_head_is_refused(tmp_path, head):
 @pytest.mark.parametrize(
     ("false", "message"),
     [
-        ({"dim": 10**6, "vocab_size": 10**6, "n_heads": 1}, r"the file, config.json says \(1000000, 1000000\)"),
+        ({"dim": 10**6, "vocab_size": 10**6, "n_heads": 1}, r"the config says \(1000000, 1000000\)"),
         (
             {"dim": 10**6, "max_position_embeddings": 10**6, "sinusoidal_pos_embds": True},
-            r"config.json says \(1000000, ",
+            r"the config says \(1000000, ",
         ),
-        ({"hidden_dim": 10**6, "dim": 10**6}, r"config.json says \(1000000, 1000000\)"),
+        ({"hidden_dim": 10**6, "dim": 10**6}, r"the config says \(1000000, 1000000\)"),
         ({"n_layers": 10**6}, "config.json says n_layers=1000000, the file holds 2"),
         ({"n_layers": 1}, "config.json says n_layers=1, the file holds 2"),
-        ({"num_labels": 3, "id2label": None}, r"classifier.bias is \(2,\) in the file, config.json says \(3,\)"),
+        ({"num_labels": 3, "id2label": None}, r"classifier.bias is \(2,\), the config says \(3,\)"),
     ],
 )
 def test_a_false_config_allocates_no_memory(tmp_path, false, message):
@@ -261,3 +265,47 @@ def test_a_false_config_allocates_no_memory(tmp_path, false, message):
     rewrite_config(tmp_path, **false)  # the first three ask for terabytes
     with pytest.raises(ValueError, match=message):
         load(tmp_path)
+
+
+# The arguments that transformers has
+
+
+def test_a_config_takes_the_place_of_the_files(tmp_path):
+    classifier = saved(tmp_path)
+    config = dataclasses.replace(classifier.config, dropout=0.5, id2label={0: "no", 1: "yes"})
+    loaded = load(tmp_path, config=config)
+    assert loaded.config == config
+    assert loaded.distilbert.embeddings.dropout.p == 0.5
+    assert_equal_parameters(loaded, classifier)
+    with pytest.raises(ValueError, match=r"config must be a minibert.DistilBertConfig, got dict"):
+        load(tmp_path, config=config.to_dict())
+
+
+def test_fields_of_the_config_may_be_given(tmp_path):
+    classifier = saved(tmp_path)
+    loaded = load(tmp_path, dropout=0, problem_type="regression", label2id={"no": 0, "yes": 1})
+    expected = {"dropout": 0, "problem_type": "regression", "id2label": {0: "no", 1: "yes"}}
+    assert loaded.config == dataclasses.replace(classifier.config, **expected)
+    with pytest.warns(UserWarning, match="DistilBERT has no low_cpu_mem_usage: the config keeps them without effect"):
+        load(tmp_path, low_cpu_mem_usage=True)
+
+
+@pytest.mark.parametrize("device_map", ["cpu", torch.device("cpu"), {"": "cpu"}])
+def test_device_map_and_eager_attention_are_taken(tmp_path, device_map):
+    saved(tmp_path)
+    assert load(tmp_path, device_map=device_map, attn_implementation="eager").device.type == "cpu"
+    assert load(tmp_path, device_map={"": "meta"}).device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"device_map": "auto"}, "device_map must be one device, such as \"cuda:0\", got 'auto'"),
+        ({"device_map": {"distilbert": 0, "classifier": 1}}, "device_map must be one device"),
+        ({"attn_implementation": "sdpa"}, "must be \"eager\", got 'sdpa': for speed use minibert.pack"),
+    ],
+)
+def test_what_only_transformers_can_do_is_refused(tmp_path, argument, message):
+    saved(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, **argument)

@@ -11,7 +11,7 @@ from minibert import (
     DistilBertModel,
 )
 
-from .checkpoints import assert_equal_parameters, rewrite_config, saved
+from .checkpoints import assert_equal_parameters, rewrite, rewrite_config, saved
 from .models import HEADS, batch, tensors
 
 
@@ -28,7 +28,10 @@ def test_a_new_head_is_drawn_at_random_on_the_old_encoder_and_says_so(tmp_path, 
     assert made.classifier.weight.std().item() == pytest.approx(0.3, rel=0.3)
     assert made.config.problem_type is None
     assert made.config.label2id == {"no": 0, "maybe": 1, "yes": 2}
-    assert "DistilBertForSequenceClassification has a new head, drawn at random: train it before use" in caplog.text
+    assert (
+        "DistilBertForSequenceClassification: new ['classifier', 'pre_classifier'], drawn at random: train"
+        in caplog.text
+    )
     assert all(parameter.device.type == "cpu" for parameter in made.parameters())
 
 
@@ -73,7 +76,7 @@ def test_labels_may_be_renamed_without_a_new_head(tmp_path):
         (
             DistilBertForSequenceClassification,
             {"num_labels": 3},
-            "the checkpoint has 2 labels, not 3: pass new_head=True",
+            r"classifier.weight is \(2, 32\), .*says \(3, 32\).* new_head=True .* ignore_mismatched_sizes=True",
         ),
         (DistilBertForTokenClassification, {"new_head": True}, "new_head=True needs num_labels= or id2label="),
         (DistilBertModel, {"new_head": True}, "DistilBertModel has no head: leave out new_head=True"),
@@ -90,6 +93,43 @@ def test_a_checkpoint_with_another_head_says_how_to_get_a_new_one(tmp_path):
     saved(tmp_path, "DistilBertForMaskedLM")
     with pytest.raises(ValueError, match="another head, or none: new_head=True draws one at random"):
         minibert.DistilBertForSequenceClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("stored", ["DistilBertModel", "DistilBertForMaskedLM", "DistilBertForQuestionAnswering"])
+@pytest.mark.parametrize("kind", [DistilBertForSequenceClassification, DistilBertForTokenClassification])
+def test_labels_ask_for_a_new_head_where_the_file_has_no_classifier(tmp_path, caplog, stored, kind):
+    ours = saved(tmp_path, stored)
+    for asked in (
+        {"num_labels": 3},
+        {"label2id": {"a": 0, "b": 1, "c": 2}},
+        {"config": ours.config.changed(num_labels=3)},
+    ):
+        caplog.clear()
+        made = kind.from_pretrained(tmp_path, **asked)
+        assert made.classifier.weight.shape == (3, 32)
+        assert_equal_parameters(made.distilbert, getattr(ours, "distilbert", ours))
+        assert f"{kind.__name__}: new ['classifier'" in caplog.text
+    with pytest.raises(ValueError, match="has another head, or none: new_head=True draws one at random"):
+        kind.from_pretrained(tmp_path)  # without labels it is an error
+
+
+def test_half_a_head_is_an_error_though_labels_are_given(tmp_path):
+    saved(tmp_path)
+    rewrite(tmp_path, lambda name, tensor: None if name == "classifier.bias" else (name, tensor))
+    with pytest.raises(ValueError, match=r"missing \['classifier.bias'\]"):
+        load(tmp_path, num_labels=2)
+
+
+def test_only_the_layers_of_another_size_are_drawn_if_asked_for(tmp_path, caplog):
+    classifier = saved(tmp_path)
+    made = load(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
+    assert made.classifier.weight.shape == (3, 32)
+    assert torch.equal(made.pre_classifier.weight, classifier.pre_classifier.weight)
+    assert "new ['classifier'], drawn at random" in caplog.text
+    assert_equal_parameters(load(tmp_path, ignore_mismatched_sizes=True), classifier)
+    rewrite_config(tmp_path, hidden_dim=32)
+    with pytest.raises(ValueError, match=r"lin1.weight is \(64, 32\), the config says \(32, 32\)"):
+        load(tmp_path, num_labels=3, ignore_mismatched_sizes=True)  # never layers of the encoder
 
 
 def test_labels_are_refused_where_the_head_has_none_to_choose(tmp_path):

@@ -28,6 +28,9 @@ def test_a_field_is_read_by_attribute_key_and_index():
     assert output[:2] == output.to_tuple() == (loss, logits)
     assert list(output.keys()) == ["loss", "logits"]
     assert output.get("attentions", "none") == "none"
+    output["logits"] = output.logits + 1
+    assert output.logits is output["logits"] is dict(**output)["logits"]
+    assert isinstance(output, dict)
     with pytest.raises(KeyError, match="attentions"):
         output["attentions"]
     with pytest.raises(IndexError):
@@ -38,7 +41,13 @@ def test_a_field_is_read_by_attribute_key_and_index():
 def test_an_output_is_built_again_from_its_mapping(kind):
     names = [name for name in kind.__annotations__ if name != "hidden_states"]
     output = kind(**{name: torch.randn(2) for name in names})
-    for again in (kind(dict(output)), kind(output), copy.deepcopy(output), pickle.loads(pickle.dumps(output))):
+    for again in (
+        kind(dict(output)),
+        kind(output),
+        kind((name, output[name]) for name in names),
+        copy.deepcopy(output),
+        pickle.loads(pickle.dumps(output)),
+    ):
         assert type(again) is kind
         assert list(again) == names
         assert all(torch.equal(again[name], output[name]) for name in names)

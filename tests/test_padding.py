@@ -235,7 +235,7 @@ def test_the_table_of_masks_has_a_line_for_each_row_and_kind():
         "  1     0 of 3  -inf      NaN           NaN",
         "  1     0 of 3  multiply  zeros         zeros",
         "",
-        "-inf:      minus infinity, added to them",
+        "-inf:      minus infinity, added to the scores of hidden keys",
         "multiply:  no mask before the softmax; after it the hidden keys are multiplied by 0",
         "right:     0 for hidden keys, the softmax over the others",
         "sums to:   hidden keys get 0, but the row does not sum to 1",

@@ -90,7 +90,7 @@ def test_base_size_with_64_tokens_is_under_2_mb_and_grows_as_stated():
 
 def test_too_large_a_page_asks_for_layers_or_heads():
     wide = model(n_layers=6, n_heads=12, dim=48, max_position_embeddings=512)
-    with pytest.raises(ValueError, match=r"96 MiB, more than 32, .* layers= or heads="):
+    with pytest.raises(ValueError, match=r"96 MiB, more than 32, .* choose fewer layers, heads"):
         attention_page(wide, unbounded(), "a nice day", length=512)
     assert len(attention_page(wide, unbounded(), "a nice day", length=512, layers=[5], heads=[0, 11])) < LIMIT
 
@@ -258,7 +258,7 @@ def test_view_says_what_is_wrong(checkpoint, capsys, tmp_path):
     assert (status, err) == (2, "minibert: error: layers must be 0 to 1, got 7\n")
     status, _, err = run(capsys, "view", "-o", tmp_path / "none" / "page.html", "--model", checkpoint)
     assert status == 2
-    assert "No such file or directory" in err
+    assert "give the name of a file, in a folder that exists" in err
 
 
 def test_figure_shows_the_probabilities_with_the_padding_hatched(loaded, tmp_path):

@@ -1,4 +1,4 @@
-"""The attention page in a real browser: headless Chromium (Debian's chromium and chromium-driver), by selenium.
+"""The attention page in a real browser.
 
 The tolerance for numbers: a score s has float16's rounding, |s| / 2048, a probability that of its row's scores, a
 factor within exp(±2 |s|max / 2048); and both have the rounding of the digits shown.
@@ -7,7 +7,6 @@ factor within exp(±2 |s|max / 2048); and both have the rounding of the digits s
 import json
 import math
 import re
-import shutil
 from functools import partial
 
 import pytest
@@ -22,53 +21,15 @@ from minibert.tokenizer.wordpiece import AddedToken
 from .command_line import load
 from .models import model as random_model
 
-pytest.importorskip("selenium", reason="the page is tested in a browser only with selenium")
-from selenium import webdriver
+pytest.importorskip("selenium", reason="pages are tested in a browser only with selenium")
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import Select, WebDriverWait
+from selenium.webdriver.support.ui import Select
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-if not (CHROMIUM and DRIVER):
-    pytest.skip("no Chromium: apt-get install chromium chromium-driver", allow_module_level=True)
+from .browser import by_id, emulate, press, shown, table, text
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --window-size=1400,1000"
-).split()
 HOSTILE = ["<script>pwned=1</script>", "</script><script>pwned=2</script>", "<img src=x onerror=pwned=3>", "{{js}}"]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def show(browser, tmp_path):
-    """Open a page from disk, in light colours; afterwards there must be no error in the console."""
-
-    def show_page(page, name="page.html"):
-        file = tmp_path / name
-        file.write_text(page, encoding="utf-8")
-        browser.get(file.as_uri())
-        return browser
-
-    emulate(browser, "prefers-color-scheme", "light")
-    browser.get("about:blank")
-    browser.get_log("browser")
-    browser.get_log("performance")
-    yield show_page
-    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
 @pytest.fixture(scope="module")
@@ -79,28 +40,6 @@ def demo():
 @pytest.fixture(scope="module")
 def demo_page(demo):
     return attention_page(*demo, SENTENCES)
-
-
-def emulate(browser, feature, value):
-    media = {"features": [{"name": feature, "value": value}]} if feature else {"media": value}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-
-
-def by_id(browser, name):
-    return browser.find_element(By.ID, name)
-
-
-def text(browser, name):
-    return by_id(browser, name).text
-
-
-def table(browser, name):
-    """The cells of a table's body."""
-    return browser.execute_script(f"return [...{name}.tBodies[0].rows].map(r => [...r.cells].map(c => c.textContent))")
-
-
-def press(browser, *keys):
-    ActionChains(browser).send_keys(*keys).perform()
 
 
 def values(demo, masked, texts=SENTENCES):
@@ -352,11 +291,6 @@ def test_a_notebook_of_1100_pixels_cuts_no_map(show, sandbox):
     assert browser.execute_script(parts.format("s.scrollWidth", "s.clientWidth")) == []
     assert browser.execute_script(parts.format("s.scrollHeight", "s.clientHeight")) == []
     browser.switch_to.default_content()
-
-
-def shown(browser, script, value):
-    """Wait until a script gives a value: the browser tells the page of new colours a moment later."""
-    WebDriverWait(browser, 5, 0.05).until(lambda _: browser.execute_script(script) == value, f"{script}: not {value}")
 
 
 def test_dark_screens_get_dark_colours_and_paper_light_ones(show, demo_page):

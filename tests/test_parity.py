@@ -19,7 +19,8 @@ def twin(ours, attention="eager"):
     """
     config = transformers.DistilBertConfig(**ours.config.to_dict(), attn_implementation=attention)
     theirs = getattr(transformers, type(ours).__name__)(config).to(ours.dtype)
-    theirs.load_state_dict(ours.state_dict(), assign=True)  # strict: the names are the same, and all of them
+    tensors = {name: parameter.detach() for name, parameter in ours.named_parameters(remove_duplicate=False)}
+    theirs.load_state_dict(tensors, assign=True)  # strict: the names are the same, and all of them
     theirs.tie_weights()
     return theirs.train(ours.training).requires_grad_()
 
@@ -81,6 +82,7 @@ def test_relu_padding_id_and_untied_projector_match(head):
     [
         (1, None, lambda: torch.randn(3)),
         (1, "regression", lambda: torch.randn(3, 1)),
+        (1, None, lambda: torch.tensor([2, 0, 1])),
         (3, "regression", lambda: torch.randn(3, 3)),
         (3, None, lambda: torch.randint(0, 2, (3, 3)).float()),
         (3, "multi_label_classification", lambda: torch.randint(0, 2, (3, 3)).float()),

@@ -6,6 +6,7 @@ import graphlib
 import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,13 @@ def blocks(page, language):
     return [block for its_language, block in found if its_language == language]
 
 
+def run_minibert(arguments, folder):
+    """What the command prints."""
+    command = [sys.executable, "-m", "minibert", *shlex.split(arguments)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=60).stdout
+
+
 def test_numbers_may_differ_by_rounding_and_words_not_at_all():
     assert same("moved by 0.3280, -1.00 2e-07", "moved by 0.3281,  -1.01 5e-06")
     assert not same("moved by 0.3280", "moved by 0.3400")
@@ -50,11 +58,7 @@ def test_numbers_may_differ_by_rounding_and_words_not_at_all():
 
 def test_the_lesson_is_what_the_command_prints(tmp_path):
     (shown,) = [block for block in blocks(README, "") if block.startswith("minibert walk: ")]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "minibert"], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60
-    )
-    printed = iter(done.stdout.split("\n\n"))
+    printed = iter(run_minibert("", tmp_path).split("\n\n"))
     for paragraph in shown.replace("…\n\n", "").split("\n\n"):  # "…" stands for paragraphs that are left out
         assert any(same(paragraph, each) for each in printed), paragraph
 
@@ -69,6 +73,13 @@ def test_every_example_prints_what_is_shown(name, least):
     runner.run(examples, out=report.append)
     if runner.failures:
         pytest.fail("".join(report))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "console")], ids=lambda page: page.name)
+def test_every_command_prints_what_is_shown(page, tmp_path):
+    for block in blocks(page, "console"):
+        command, _, shown = block.removeprefix("$ minibert").partition("\n")
+        assert same(shown, run_minibert(command, tmp_path)), command
 
 
 def test_python_is_shown_only_on_pages_whose_examples_run():

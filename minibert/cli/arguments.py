@@ -96,9 +96,7 @@ def add_study_commands(commands: Any) -> None:
     command.set_defaults(command="study.run_view")
     add_common_options(command)
 
-    command = commands.add_parser(
-        "lab", help="an HTML page that runs the model: flip bits of its mask, watch its logits"
-    )
+    command = commands.add_parser("lab", help="an HTML page that runs the model, to change its mask bit by bit")
     add_sentences(command)
     command.add_argument("-o", "--out", type=Path, default=Path("lab.html"), metavar="FILE", help="the page")
     command.add_argument("--open", action="store_true", help="open the page in the browser")
@@ -120,6 +118,19 @@ def add_study_commands(commands: Any) -> None:
     command.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="the same as --model")
     command.add_argument("--against", choices=("transformers", "oracle"), help="only this one; default: both")
     command.set_defaults(command="study.run_compare")
+    add_common_options(command)
+
+    command = commands.add_parser(
+        "diagnose", help="another implementation's values: which is wrong first, and which known mistake gives them"
+    )
+    command.add_argument(
+        "values", type=Path, metavar="FILE.safetensors", help="logits, or values by the names of steps; also input_ids"
+    )
+    add_sentences(command)
+    command.add_argument(
+        "--tolerance", type=float, metavar="X", help="for rounded numbers; default: float32's rounding"
+    )
+    command.set_defaults(command="study.run_diagnose")
     add_common_options(command)
 
     command = commands.add_parser("exercise", help="ten exercises: change a copy of the model, predict what differs")

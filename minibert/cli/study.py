@@ -14,6 +14,7 @@ from .. import DEMO
 from ..checkpoint import CheckpointFiles
 from ..heads import DistilBertForSequenceClassification
 from ..study.compare import compare_checkpoint
+from ..study.diagnose import INPUTS, diagnose, read_safetensors
 from ..study.exercises import EXERCISES, grade, initial, start
 from ..study.lab import attention_lab
 from ..study.leak import check_pad_invariance, leak_routes, renormalisation
@@ -119,7 +120,7 @@ def run_lab(options: argparse.Namespace) -> int:
     data = page.encode()
     write_file(options.out, data)
     address = options.out.resolve().as_uri()
-    print(json.dumps({"file": str(options.out), "bytes": len(data), "address": address}) if options.json else address)
+    say(json.dumps({"file": str(options.out), "bytes": len(data), "address": address}) if options.json else address)
     if options.open:
         webbrowser.open(address)
     return 0
@@ -201,6 +202,20 @@ def run_exercise(options: argparse.Namespace) -> int:
 def paragraph(text: str) -> str:
     """Break a text into lines of at most 100 characters."""
     return fill(text, 100, break_on_hyphens=False)
+
+
+def run_diagnose(options: argparse.Namespace) -> int:
+    """Print what is wrong with the values in a file; exit status 1 where something is."""
+    values = read_safetensors(options.values)
+    inputs = {name: values.pop(name) for name in INPUTS if name in values}
+    if inputs and options.texts:
+        raise ValueError(f"{options.values} holds {' and '.join(inputs)}: give no texts, or a file without them")
+    texts = sentences(options)
+    model, tokenizer = load(options, [] if inputs else texts)
+    inputs = inputs or tokenizer(texts, padding=True, return_tensors="pt")
+    result = diagnose(model, inputs, values, tolerance=options.tolerance)
+    show(options, {"diagnose": result})
+    return 0 if result.verdict.startswith("right") else 1
 
 
 def sentences(options: argparse.Namespace) -> list[str]:

@@ -3,6 +3,7 @@
 from .attribution import gradient_times_input, integrated_gradients, logit_lens, rollout
 from .audit import audit
 from .compare import compare, compare_checkpoint
+from .diagnose import diagnose
 from .figure import attention_figure
 from .flips import label_flips
 from .interventions import ablate_heads, patch
@@ -26,6 +27,7 @@ __all__ = [
     "compare",
     "compare_checkpoint",
     "compare_masks",
+    "diagnose",
     "edit",
     "gradient_times_input",
     "integrated_gradients",

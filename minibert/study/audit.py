@@ -53,6 +53,10 @@ class Check(Report):
     difference: float
     passed: bool | None
 
+    def parts(self) -> list[str]:
+        """Return a line."""
+        return [f"{self.name}: {self.demanded}, difference {self.difference:.1e}"]
+
 
 @dataclass
 class Audit(Report):
@@ -226,10 +230,15 @@ def error(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     """Return the greatest |ours - theirs| / max(1, |theirs|); infinite where shapes differ, or one alone is NaN."""
     if any(a.shape != b.shape for a, b in zip(ours, theirs, strict=True)):
         return float("inf")
-    a, b = torch.cat(list(ours)), torch.cat(list(theirs))
-    errors = (a - b).abs() / b.abs().clamp(min=1)
-    same = (a == b) | (a.isnan() & b.isnan())
-    return errors.masked_fill(errors.isnan(), float("inf")).masked_fill(same, 0).max().item()
+    return errors(torch.cat(list(ours)), torch.cat(list(theirs))).max().item()
+
+
+def errors(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Return each number's |ours - theirs| / max(1, |theirs|) in float64; infinite where only one of them is NaN."""
+    ours, theirs = ours.double(), theirs.double()
+    error = (ours - theirs).abs() / theirs.abs().clamp(min=1)
+    same = (ours == theirs) | (ours.isnan() & theirs.isnan())  # two infinities too
+    return error.masked_fill(error.isnan(), float("inf")).masked_fill(same, 0)
 
 
 def beside_others(subject: Subject, batch: Batch, row: int) -> Tensor:

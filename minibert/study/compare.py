@@ -238,7 +238,7 @@ def compare(
 
     known = {*OUTPUTS, *(name for name, _ in model.named_modules())}
     theirs = {name: value for name, value in theirs.items() if name in known}
-    real = _real_positions(batch)
+    real = real_positions(batch)
     return Comparison(
         model=type(model).__name__,
         other=label,
@@ -346,7 +346,7 @@ def _run_oracle(model: PreTrainedModel, batch: Mapping[str, Tensor | None]) -> d
     return {name: torch.from_numpy(value) for name, value in values.items()}
 
 
-def _real_positions(batch: Mapping[str, Tensor | None]) -> Tensor:
+def real_positions(batch: Mapping[str, Tensor | None]) -> Tensor:
     """Return (B, S), or (B, C, S): True where a token is real; everywhere, where no padding mask says otherwise."""
     ids, mask, embeds = (batch.get(name) for name in ("input_ids", "attention_mask", "inputs_embeds"))
     tokens = ids if ids is not None else embeds[..., 0]  # type: ignore[index]  # the model has run: it has one of them

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,15 +13,14 @@ from ..pretrained import PreTrainedModel
 from .models import attention_step, choose, layer_name
 from .plots import heatmap
 from .report import Report, table
-from .steps import capture, check_eval, edit
+from .steps import Hooks, capture, check_eval, edit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@contextmanager
-def ablate_heads(model: PreTrainedModel, heads: Iterable[tuple[int, int]], how: str = "zero") -> Iterator[None]:
-    """Take attention heads out while the model runs: their output, the context, is replaced for every token.
+def ablate_heads(model: PreTrainedModel, heads: Iterable[tuple[int, int]], how: str = "zero") -> Hooks[None]:
+    """Take attention heads out in a `with` block: their output, the context, is replaced for every token.
 
     Args:
         model: any model.
@@ -45,14 +43,14 @@ def ablate_heads(model: PreTrainedModel, heads: Iterable[tuple[int, int]], how: 
 
     def ablate(layer: int, context: Tensor) -> Tensor:  # (B, H, S, E)
         context = context.clone()
-        mask = masks.pop(attention_step(model, layer, "mask"), None)  # taken away: the next forward may have none
+        mask = masks.target.pop(attention_step(model, layer, "mask"), None)  # the next forward may have no mask
         for head in heads_of[layer]:
             context[:, head] = 0 if how == "zero" else _real_tokens(context[:, head], mask).mean(0)
         return context
 
     edits = {attention_step(model, layer, "context"): partial(ablate, layer) for layer in heads_of}
-    with capture(model, "*.attention.mask") as masks, edit(model, edits):
-        yield
+    masks = capture(model, "*.attention.mask")
+    return Hooks([*masks.hooks, *edit(model, edits).hooks], lambda: None)
 
 
 def _real_tokens(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -59,8 +59,9 @@ def attention_lab(
     if tokenizer.pad_token_id is None:
         raise ValueError("the tokenizer has no pad token, so it cannot pad: choose one with pad_token=")
     weights = model.state_dict()
-    dtype = smallest_dtype(weights.values())
     numbers = sum(tensor.numel() for tensor in weights.values())
+    fits = numbers * torch.float16.itemsize * 4 // 3 <= LIMIT  # before the values are read
+    dtype = smallest_dtype(weights.values()) if fits else torch.float16
     size = numbers * dtype.itemsize * 4 // 3
     if size > LIMIT:
         raise ValueError(
@@ -121,10 +122,10 @@ def tokenizer_settings(tokenizer: DistilBertTokenizer, positions: int) -> dict[s
                 "CJK": [(block[0], block[-1]) for block in tables.CJK],
                 "PUNCTUATION": ranges(tables.PUNCTUATION),
                 "MARKS": ranges(tables.MARKS),
-                "REORDERED": ranges(tables._REORDERED),
+                "REORDERED": ranges(tables.REORDERED),
                 "NEWER": ranges(tables.NEWER),
             },
-            "newer_capitals": [(chr(capital), chr(small)) for capital, small in tables._NEWER_CAPITALS.items()],
+            "newer_capitals": [(chr(capital), chr(small)) for capital, small in tables.NEWER_CAPITALS.items()],
         },
     }
 

@@ -12,12 +12,12 @@ from .report import Report, dtype_name, table
 
 KINDS = {
     "finfo.min": "the dtype's smallest number, added to the scores of hidden keys",
-    "-inf": "minus infinity, added to them",
-    "-1e4": "-10,000, added to them",
-    "-1e9": "-1,000,000,000, added to them",
+    "-inf": "minus infinity, added to the scores of hidden keys",
+    "-1e4": "-10,000, added to the scores of hidden keys",
+    "-1e9": "-1,000,000,000, added to the scores of hidden keys",
     "sdpa": "torch's scaled_dot_product_attention with a boolean mask",
     "multiply": "no mask before the softmax; after it the hidden keys are multiplied by 0",
-    "rows": "hides the rows of padded queries (here the second row), not the columns of padded keys",
+    "rows": "hides the rows of padded queries (rows without real keys), not the columns of padded keys",
 }
 OUTCOMES = {
     "right": "0 for hidden keys, the softmax over the others",

@@ -57,7 +57,7 @@ class Table(str):
         align = ["right" if right else "left" for right in self.numeric]
         rows = (
             "".join(
-                f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>'
+                f'<{tag} style="text-align: {side}; padding: 0 0.5em">{escape(cell)}</{tag}>'
                 for cell, side in zip(row, align, strict=True)
             )
             for tag, row in zip(["th", *["td"] * len(self.cells)], self.cells, strict=False)

@@ -10,11 +10,10 @@ inner one acts later: a capture inside an edit sees the edited value, a capture 
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,8 @@ from torch import Tensor, nn
 from .report import Table, dtype_name, table
 
 Edit = Tensor | Callable[[Tensor], Tensor]
+Hook = Callable[[nn.Module, Any, Any], Any]
+Target = TypeVar("Target")
 Destination = str | torch.device | torch.dtype | Callable[[Tensor], Tensor]
 LIMIT = 8 * 2**30  # bytes a capture may hold unless told otherwise
 
@@ -43,26 +44,52 @@ class Steps(dict[str, Any]):
         return table(("step", "shape", "dtype"), rows)
 
 
-class Capture(AbstractContextManager[Steps]):
-    """What `capture` returns: the hooks are set where its `with` block begins, and taken away where it ends."""
+class Hooks(Generic[Target]):
+    """Forward hooks for a `with` block. Ctrl-C while the block is entered or left removes them too.
+
+    `contextlib.contextmanager` does not: Ctrl-C just before the block leaves its generator suspended in the traceback,
+    and the hooks on the model.
+
+    Args:
+        hooks: modules, and the hook for each.
+        make_target: makes what `with … as` gives, anew for each block.
+    """
+
+    def __init__(self, hooks: Sequence[tuple[nn.Module, Hook]], make_target: Callable[[], Target]) -> None:
+        self.hooks, self.make_target = hooks, make_target
+        self.target = make_target()
+
+    def __enter__(self) -> Target:
+        try:
+            self.target = self.make_target()
+            for module, hook in self.hooks:
+                module.register_forward_hook(hook)
+            return self.target
+        except BaseException:
+            self._remove()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._remove()
+        except BaseException:
+            self._remove()
+            raise
+
+    def _remove(self) -> None:
+        # Not by the handles of PyTorch: Ctrl-C may come after a registration and before its handle is stored.
+        for module, hook in self.hooks:
+            for key in [key for key, known in module._forward_hooks.items() if known is hook]:
+                module._forward_hooks.pop(key, None)
+
+
+class Capture(Hooks[Steps]):
+    """What `capture` returns; printed, it says how to use it."""
 
     def __init__(self, model: nn.Module, patterns: Sequence[str], to: Destination | None, limit: int) -> None:
         self.model, self.to, self.limit = model, to, limit
         self.names = matching_names(model, patterns or ("*",))
-        self.steps = Steps()
-        self._hooks = ExitStack()
-
-    def __enter__(self) -> Steps:
-        self.steps = Steps()
-        with ExitStack() as hooks:
-            for name in self.names:
-                hook = partial(self._store, name)
-                hooks.enter_context(self.model.get_submodule(name).register_forward_hook(hook))
-            self._hooks = hooks.pop_all()
-        return self.steps
-
-    def __exit__(self, *exception: object) -> None:
-        self._hooks.close()
+        super().__init__([(model.get_submodule(name), partial(self._store, name)) for name in self.names], Steps)
 
     def __repr__(self) -> str:
         return (
@@ -75,7 +102,7 @@ class Capture(AbstractContextManager[Steps]):
         value = output[0] if isinstance(output, tuple) else output
         if not isinstance(value, Tensor):
             return  # a whole model returns a dataclass, whose parts have names of their own
-        steps = self.steps
+        steps = self.target
         steps.pop(name, None)  # so that the order is that of the last forward
         steps[name] = value if self.to is None else _send(value, self.to)
         if (held := sum(getattr(kept, "nbytes", 0) for kept in steps.values())) > self.limit:
@@ -109,9 +136,8 @@ def capture(model: nn.Module, *patterns: str, to: Destination | None = None, lim
     return Capture(model, patterns, to, limit)
 
 
-@contextmanager
-def edit(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
-    """Replace values while the model runs; all later values are computed from the new ones.
+def edit(model: nn.Module, edits: Mapping[str, Edit]) -> Hooks[None]:
+    """Replace values while the model runs, in a `with` block; all later values are computed from the new ones.
 
     Args:
         model: any model, with or without a head.
@@ -135,11 +161,9 @@ def edit(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
         new = new.to(value)
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
-    with ExitStack() as hooks:
-        for pattern, change in edits.items():
-            for name in matching_names(model, (pattern,)):
-                hooks.enter_context(model.get_submodule(name).register_forward_hook(partial(replace, name, change)))
-        yield
+    named = [(name, change) for pattern, change in edits.items() for name in matching_names(model, (pattern,))]
+    hooks = [(model.get_submodule(name), partial(replace, name, change)) for name, change in named]
+    return Hooks(hooks, lambda: None)
 
 
 def check_eval(model: nn.Module) -> None:

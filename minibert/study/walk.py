@@ -105,8 +105,7 @@ class Walk(Report):
         real = int(self.attention_mask[self.subject].sum())
         lost = self.keys["probs_without_mask"][real:].sum().item()
         yield f"   Without a mask [PAD] takes {lost:.1%} of this attention; evenly spread it would be {self.even:.1%}."
-        yield "   The mask makes its scores so low that exp() of them is exactly 0, and the softmax gives all of it"
-        yield "   to the real keys."
+        yield "   The mask makes its scores so low that exp() of them is exactly 0: all attention goes to real keys."
         yield ""
 
     def _shares(self) -> Iterator[str]:

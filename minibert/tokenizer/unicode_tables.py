@@ -99,11 +99,11 @@ NEWER = _code_points("""
     1E6E3 1E6E6 1E6EE-1E6EF 1E6F5
 """)
 
-_REORDERED = frozenset(c for c in MARKS if unicodedata.combining(chr(c))) | _KEPT_MARKS
-_MARK_RUN = re.compile(f"[{''.join(map(chr, sorted(_REORDERED)))}]{{2,}}")
+REORDERED = frozenset(c for c in MARKS if unicodedata.combining(chr(c))) | _KEPT_MARKS
+_MARK_RUN = re.compile(f"[{''.join(map(chr, sorted(REORDERED)))}]{{2,}}")
 
 # Capitals that Unicode 15, 16 and 17 added, to their small letters.
-_NEWER_CAPITALS = {
+NEWER_CAPITALS = {
     0x1C89: 0x1C8A,
     0xA7CB: 0x264,
     0xA7DC: 0x19B,
@@ -156,4 +156,4 @@ def _sort_marks(run: re.Match[str]) -> str:
 
 def lower(code_point: int) -> str:
     """Lowercase one character without regard to its neighbours: Σ is always σ, as in Rust, never the final ς."""
-    return chr(_NEWER_CAPITALS.get(code_point, code_point)).lower()
+    return chr(NEWER_CAPITALS.get(code_point, code_point)).lower()

@@ -3,7 +3,7 @@
 (() => {
 const data = JSON.parse(element("data").textContent);
 const { n_layers, n_heads } = data.config;
-const model = new DistilBertForSequenceClassification(data.config, readWeights());
+const model = new DistilBertForSequenceClassification(data.config, read_weights(data));
 const tokenizer = new DistilBertTokenizer(data.tokenizer);
 const tokenOf = new Map(data.tokenizer.vocab.map(([token, id]) => [id, token]));
 data.tokenizer.added_tokens.forEach(({ id, content }) => tokenOf.set(id, content));
@@ -11,22 +11,6 @@ const idOf = new Map([...tokenOf].map(([id, token]) => [token, id]));
 const MOST_TEXTS = 4;
 const ROUNDING = 1e-9;  // a smaller difference is rounding: sums in another order
 const range = size => Array.from({ length: size }, (_, i) => i);
-
-function readWeights() {
-  const read = {
-    float16: readHalves,
-    float32: base64 => new Float32Array(bytes(base64)),
-    float64: base64 => new Float64Array(bytes(base64)),
-  };
-  const bytes = base64 => Uint8Array.from(atob(base64), char => char.charCodeAt(0)).buffer;
-  const values = Float64Array.from(read[data.dtype](data.weights));
-  let start = 0;
-  return Object.fromEntries(data.tensors.map(([name, shape]) => {
-    const size = shape.reduce((a, b) => a * b);
-    start += size;
-    return [name, tensor(shape, values.subarray(start - size, start))];
-  }));
-}
 
 // ---- The state: all that a link restores
 
@@ -686,8 +670,8 @@ on("end", "click", () => visit(-1));
 
 // ---- Start: the padded batch with its mask, and the head of layer 0 in which [CLS] attends most to [PAD] without it
 
-element("about").textContent = `A DistilBERT of ${n_layers} layers of ${n_heads} heads. The page holds the weights of the `
-  + `checkpoint exactly, as ${data.dtype}, and computes in float64. It needs no network. Made with minibert.`;
+element("about").textContent = `A DistilBERT of ${n_layers} layers of ${n_heads} heads. The page holds the weights of `
+  + `the checkpoint exactly, as ${data.dtype}, and computes in float64. It needs no network. Made with minibert.`;
 onNewColours(() => { palette = readPalette(); drawHeads(); });
 palette = readPalette();
 buildHeads();

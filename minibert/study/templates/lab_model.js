@@ -229,6 +229,20 @@ class TransformerBlock extends Part {
   }
 }
 
+// What lab.py packed -> tensors by their names in the checkpoint.
+function read_weights({ dtype, tensors, weights }) {
+  const bytes = () => Uint8Array.from(atob(weights), char => char.charCodeAt(0)).buffer;
+  const packed = dtype === "float16" ? readHalves(weights)
+    : dtype === "float32" ? new Float32Array(bytes()) : new Float64Array(bytes());
+  const values = Float64Array.from(packed);
+  let end = 0;
+  return Object.fromEntries(tensors.map(([name, shape]) => {
+    const start = end;
+    end += shape.reduce((a, b) => a * b);
+    return [name, tensor(shape, values.subarray(start, end))];
+  }));
+}
+
 // The encoder, and the classifier that reads the first token's hidden state.
 class DistilBertForSequenceClassification {
   // weights: tensors by their names in the checkpoint.
@@ -329,7 +343,7 @@ class WordPiece {
   // Returns a function that splits a text at added tokens: [token, id] for them, [text, null] between them.
   finder(tokens) {
     const found = [...tokens.keys()].filter(token => token.trim()).sort((a, b) => [...b].length - [...a].length);
-    const pattern = new RegExp(found.map(token => token.replace(/[\\^$.*+?()[\]{}|\-/]/g, "\\$&")).join("|"), "gu");
+    const pattern = new RegExp(found.map(token => token.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&")).join("|"), "gu");
     const inWord = new RegExp(`^(?:[\\p{L}\\p{N}_]|${this.classes.MARKS})$`, "u");
     return text => {
       const parts = [];

@@ -1,0 +1,279 @@
+"""The diagnosis: a catalogued mistake is called by its name, an unknown one is not guessed."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from minibert.study import capture, diagnose
+from minibert.study.compare import OUTPUTS, real_positions
+from minibert.study.diagnose import Pair, Run, count_groups, judge, read_run
+from minibert.study.mistakes import catalogue, mistaken, share
+
+from .command_line import run
+from .models import HEADS, batch, model
+from .mutants import example
+
+CLASSIFIER = "DistilBertForSequenceClassification"
+LAYER = "distilbert.transformer.layer.0."
+# Where nothing but real tokens is read, as in a classifier, a mistake at padding does not show.
+ONLY_AT_PADDING = {"[PAD] as zero", "mask hides queries too"}
+OTHER_MASKS = {"mask of -1e4", "mask of -1e9", "mask of -inf"}  # exp() of each is 0
+TOO_SMALL = {"LayerNorm eps 1e-6", "LayerNorm eps 1e-5"}  # with these weights
+TWINS = {"q and k swapped", "k qᵀ in place of q kᵀ"}  # (q kᵀ)ᵀ = k qᵀ
+
+
+def setting(head=CLASSIFIER):
+    """A right model in float32, and inputs."""
+    original, inputs, _ = example(head)
+    return original.float(), inputs
+
+
+def output(model, inputs):
+    with torch.no_grad():
+        return model(**inputs)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return setting()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_mistake_is_told_from_all_others_by_the_outputs_alone(head):
+    right_model, inputs = setting(head)
+    pair = Pair(right_model, copy.deepcopy(right_model).double(), None)
+    right = pair.run(inputs)
+    names = [name for name in OUTPUTS if name in right.values]
+    with torch.no_grad():
+        runs = {name: pair.mistaken(name).run(inputs, names) for name in catalogue(right_model)}
+    pooled = head in (CLASSIFIER, "DistilBertForMultipleChoice")
+    for name in runs:
+        with torch.no_grad():  # theirs: in float64, which float32 is within rounding of
+            theirs = Run(read_run(pair.mistaken(name).exact, inputs, names), {})
+        mistakes, unseen = judge(right, runs, theirs, names, real_positions(inputs).flatten(0, -2))
+        if mistakes:
+            assert set(mistakes) == (TWINS if name in TWINS else {name})
+        else:
+            assert name in unseen
+    assert OTHER_MASKS <= set(unseen) <= OTHER_MASKS | TOO_SMALL | (ONLY_AT_PADDING if pooled else set())
+
+
+@pytest.mark.parametrize("name", ["tanh GELU", "mask hides queries", "mask inverted"])
+def test_logits_alone_say_which_mistake_it_is(classifier, name):
+    right, inputs = classifier
+    report = diagnose(right, inputs, output(mistaken(right, name), inputs).logits)
+    assert (report.verdict, report.step, report.mistakes) == ("mistake", None, [name])
+    assert report.apart is report.apart_step is None
+
+
+def test_the_epsilon_of_layer_norm_is_named_from_the_hidden_states():
+    right, inputs = setting("DistilBertModel")
+    theirs = output(mistaken(right, "LayerNorm eps 1e-5"), inputs).last_hidden_state
+    assert diagnose(right, inputs, theirs).mistakes == ["LayerNorm eps 1e-5"]
+
+
+def test_values_by_name_say_where_it_begins(classifier):
+    right, inputs = classifier
+    wrong = mistaken(right, "positions from 1")
+    with capture(wrong, "*") as steps, torch.no_grad():
+        wrong(**inputs)
+    chosen = ["ffn.lin1", "attention.q", "attention.mask"]  # not in order of execution
+    theirs = {LAYER.removeprefix("distilbert.") + name: steps[LAYER + name].numpy() for name in chosen}
+    theirs |= {"distilbert.embeddings.word_embeddings": steps["distilbert.embeddings.word_embeddings"].tolist()}
+    report = diagnose(right, inputs, theirs)
+    assert report.step == LAYER + "attention.q"
+    assert report.mistakes == ["positions from 1"]
+    assert [value.result for value in report.given] == ["OK", "DIFF", "OK", "DIFF"]
+    assert [value.name for value in report.given][1:3] == [LAYER + "attention.q", LAYER + "attention.mask"]
+
+
+def test_a_value_in_the_middle_tells_twins_apart(classifier):
+    right, inputs = classifier
+    wrong = mistaken(right, "k qᵀ in place of q kᵀ")
+    report = diagnose(right, inputs, output(wrong, inputs).logits)
+    assert set(report.mistakes) == TWINS
+    assert report.apart is None  # no input does
+    assert report.apart_step == LAYER + "attention.q_lin"
+    with capture(wrong, report.apart_step) as steps:
+        logits = output(wrong, inputs).logits
+    assert diagnose(right, inputs, steps | {"logits": logits}).mistakes == ["k qᵀ in place of q kᵀ"]
+
+
+def test_mistakes_alike_on_this_input_come_with_one_that_tells_them_apart(classifier):
+    right, inputs = classifier
+    unpadded = {"input_ids": inputs["input_ids"]}
+    wrong = mistaken(right, "mean pooling in place of [CLS]")
+    report = diagnose(right, unpadded, output(wrong, unpadded).logits)
+    assert report.mistakes == ["mean pooling in place of [CLS]", "mean pooling over padding in place of [CLS]"]
+    assert "attention_mask" in report.apart
+    assert diagnose(right, report.apart, output(wrong, report.apart).logits).mistakes == report.mistakes[:1]
+    assert "An input that tells them apart:" in str(report)
+
+
+def test_right_values_are_called_right_and_what_they_cannot_show_is_listed(classifier):
+    right, inputs = classifier
+    report = diagnose(right, inputs, output(copy.deepcopy(right).double(), inputs).logits.float())
+    assert (report.verdict, report.step, report.mistakes) == ("right", None, [])
+    assert OTHER_MASKS <= set(report.unseen) <= OTHER_MASKS | ONLY_AT_PADDING | TOO_SMALL
+    assert report.apart_step is not None or report.apart is not None
+    unpadded = {"input_ids": inputs["input_ids"][:, :1], "attention_mask": torch.ones(3, 1)}
+    one_token = diagnose(right, unpadded, output(right, unpadded).logits)
+    assert {"scale left out", "causal mask", "no mask", "q and k swapped"} <= set(one_token.unseen)
+    tried = Pair(right, copy.deepcopy(right).double(), None)
+    with torch.no_grad():
+        runs = {name: tried.mistaken(name).run(one_token.apart, ["logits"]) for name in ["", *one_token.unseen]}
+    assert count_groups(runs, ["logits"]) > len(runs) / 2
+
+
+def two_mistakes(right):
+    wrong = mistaken(right, "tanh GELU")
+    catalogue(right)["no residual around the FFN"](wrong)
+    return wrong
+
+
+def eps_between(right):
+    wrong = share(right)
+    for norm in [module for module in wrong.modules() if isinstance(module, torch.nn.LayerNorm)]:
+        norm.eps = 3e-5
+    return wrong
+
+
+def noisy(right):
+    wrong = copy.deepcopy(right)
+    wrong.classifier.bias.data += torch.tensor([1e-3, -1e-3])
+    return wrong
+
+
+@pytest.mark.parametrize("make", [two_mistakes, eps_between, noisy])
+def test_an_unknown_mistake_is_not_guessed(classifier, make):
+    right, inputs = classifier
+    report = diagnose(right, inputs, output(make(right), inputs).logits)
+    assert (report.verdict, report.mistakes, report.apart) == ("unknown", [], None)
+    assert f"Unknown: none of {report.tried} mistakes gives these numbers" in str(report)
+
+
+def test_what_differs_at_padding_only_is_no_mistake():
+    right, inputs = setting("DistilBertModel")
+    hidden = output(right, inputs).last_hidden_state
+    unpadded = hidden * inputs["attention_mask"][..., None]  # as an implementation without padding gives it
+    report = diagnose(right, inputs, {"last_hidden_state": unpadded})
+    assert (report.verdict, report.mistakes) == ("right at real tokens", [])
+    assert [value.result for value in report.given] == ["PADDING"]
+    wrong = output(mistaken(right, "causal mask"), inputs).last_hidden_state * inputs["attention_mask"][..., None]
+    assert diagnose(right, inputs, wrong).mistakes == ["causal mask"]
+
+
+def test_masks_may_be_repeated_for_each_query(classifier):
+    right, inputs = classifier
+    with capture(right, "*.attention.mask") as steps:
+        output(right, inputs)
+    mask = steps[LAYER + "attention.mask"]
+    report = diagnose(right, inputs, {LAYER + "attention.mask": mask.expand(-1, -1, mask.shape[-1], -1)})
+    assert report.verdict == "right"
+    report = diagnose(right, inputs, {LAYER + "attention.mask": mask.clamp(min=-1e4)})
+    assert (report.step, report.mistakes) == (LAYER + "attention.mask", ["mask of -1e4"])
+
+
+def test_rounded_and_half_precision_numbers_are_taken(classifier):
+    right, inputs = classifier
+    logits = output(mistaken(right, "scale left out"), inputs).logits
+    printed = logits.numpy().round(3)
+    assert diagnose(right, inputs, printed).verdict == "unknown"
+    assert diagnose(right, inputs, printed, tolerance=6e-4).mistakes == ["scale left out"]
+    half = output(copy.deepcopy(right).bfloat16(), inputs).logits
+    assert diagnose(right, inputs, half).verdict == "right"
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_transformers_is_right_and_its_planted_mistakes_are_named(classifier, attention):
+    pytest.importorskip("transformers")
+    from .test_parity import twin
+
+    right, inputs = classifier
+    theirs = twin(right, attention)
+    assert diagnose(right, inputs, output(theirs, inputs)).verdict == "right"  # an output is a mapping
+    theirs = twin(right, attention)
+    for block in theirs.distilbert.transformer.layer:
+        block.ffn.activation = torch.nn.GELU("tanh")
+    assert diagnose(right, inputs, output(theirs, inputs)).mistakes == ["tanh GELU"]
+
+
+def test_the_model_stays_as_it_is(classifier):
+    right, inputs = classifier
+    before = copy.deepcopy(right.state_dict())
+    expected = output(right, inputs).logits
+    for name in catalogue(right):
+        mistaken(right, name)
+    assert all(torch.equal(right.state_dict()[name], value) for name, value in before.items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in right.modules())
+    assert torch.equal(output(right, inputs).logits, expected)
+    assert right.distilbert.embeddings.word_embeddings.weight is mistaken(right, "pre-norm").get_parameter(
+        "distilbert.embeddings.word_embeddings.weight"
+    )
+
+
+def test_the_report_prints_and_goes_into_json(classifier):
+    right, inputs = classifier
+    report = diagnose(right, inputs, {"logits": output(mistaken(right, "no positions"), inputs).logits})
+    lines = str(report).splitlines()
+    assert lines[0].split()[:3] == ["value", "shape", "result"]
+    assert lines[-2:] == ["Wrong. This mistake gives these very numbers:", "   no positions"]
+    assert json.loads(json.dumps(report.to_dict()))["mistakes"] == ["no positions"]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        ({"transformer.layer.0.attention.prob": 1}, "computes no .* did you mean distilbert.transformer.layer.0.atten"),
+        ({"logits": np.zeros((3, 3))}, r"logits has shape \(3, 3\), but the model's has \(3, 2\)"),
+        ({"logits": "high"}, "logits is not a tensor, an array or a list of numbers, but a str"),
+        ({"classifier": torch.zeros(3, 2), "distilbert.classifier": 1}, "computes no 'distilbert.classifier'"),
+        ({}, "no value is given"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(classifier, theirs, message):
+    right, inputs = classifier
+    with pytest.raises(ValueError, match=message):
+        diagnose(right, inputs, theirs)
+
+
+def test_a_model_that_cannot_be_asked_is_refused(classifier):
+    right, inputs = classifier
+    with pytest.raises(ValueError, match=r"call model.eval\(\) first"):
+        diagnose(copy.deepcopy(right).train(), inputs, torch.zeros(3, 2))
+    answers = model("DistilBertForQuestionAnswering")
+    with pytest.raises(ValueError, match="returns start_logits and end_logits: give a mapping"):
+        diagnose(answers, batch(), torch.zeros(3, 7))
+    with pytest.raises(ValueError, match="the catalogue for DistilBertForQuestionAnswering has no 'pooling', but: pos"):
+        mistaken(answers, "pooling")
+
+
+def test_the_command_reads_a_file_and_fails_where_the_values_are_wrong(checkpoint, capsys, tmp_path):
+    from .command_line import load
+
+    right, tokenizer = load(checkpoint)
+    inputs = tokenizer(["a nice day", "not"], padding=True, return_tensors="pt")
+    tensors = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    save_file({"logits": output(right, inputs).logits, **tensors}, tmp_path / "right.safetensors")
+    save_file({"logits": output(mistaken(right, "no mask"), inputs).logits}, tmp_path / "wrong.safetensors")
+    (tmp_path / "damaged.safetensors").write_bytes(b"no tensors")
+    status, out, _ = run(capsys, "diagnose", tmp_path / "right.safetensors", "--model", checkpoint)
+    assert status == 0
+    assert "Right: " in out
+    status, out, _ = run(
+        capsys, "diagnose", tmp_path / "wrong.safetensors", "a nice day", "not", "--model", checkpoint, "--json"
+    )
+    assert status == 1
+    assert json.loads(out)["mistakes"] == ["no mask"]
+    status, _, err = run(capsys, "diagnose", tmp_path / "right.safetensors", "not", "--model", checkpoint)
+    assert status == 2
+    assert "holds input_ids and attention_mask: give no texts" in err
+    for name, message in [("damaged", "not a valid safetensors file"), ("missing", "No such file")]:
+        status, _, err = run(capsys, "diagnose", tmp_path / f"{name}.safetensors", "--model", checkpoint)
+        assert status == 2
+        assert message in err
