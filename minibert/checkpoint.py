@@ -19,6 +19,8 @@ from torch import Tensor
 
 from .hub import HubRepository
 
+LARGEST_JSON = 100_000_000  # bytes; the largest tokenizer.json of a BERT has 10 million
+
 
 class CheckpointFiles:
     """The files of one checkpoint: a folder, or one commit of a Hub repository. Each JSON file is read only once.
@@ -70,6 +72,8 @@ class CheckpointFiles:
         path = self.find(filename)
         if path is None:
             return None
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"{path}: {path.stat().st_size} bytes are too many for a JSON file. {self.discard(path)}")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
@@ -152,12 +156,12 @@ def _read_pickle(files: CheckpointFiles, path: Path) -> dict[str, Tensor]:
     for name, tensor in content.items():
         if not (isinstance(name, str) and isinstance(tensor, Tensor) and _is_whole(tensor)):
             raise ValueError(f"{path}: expected a dict from names to dense tensors, but {name!r} is not one")
-    return content
+    return {name: tensor.resolve_neg() for name, tensor in content.items()}  # a view may hold the numbers negated
 
 
 def _is_whole(tensor: Tensor) -> bool:
     """Whether every number of a tensor is in memory: with strides of 0 a small pickle can describe a huge tensor."""
-    dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    dense = tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type == "cpu"
     return dense and tensor.untyped_storage().nbytes() >= tensor.nbytes
 
 

@@ -61,7 +61,8 @@ class PreTrainedModel(nn.Module):
         for part in (part for module in modules for part in module.modules()):
             if isinstance(part, nn.Linear):
                 part.weight.normal_(std=self.config.initializer_range)
-                part.bias.zero_()
+                if part.bias is not None:
+                    part.bias.zero_()
             elif isinstance(part, nn.Embedding):
                 part.weight.normal_(std=self.config.initializer_range)
                 if part.padding_idx is not None:
@@ -212,7 +213,7 @@ class PreTrainedModel(nn.Module):
         if problems := compare_tensors(tensors, shapes):
             if any(name.startswith(HEAD_PREFIXES) for name in shapes.keys() ^ tensors.keys()):
                 problems.append("the file has another head, or none: new_head=True draws one at random, to be trained")
-            elif any(problem.startswith(HEAD_PREFIXES) for problem in problems):
+            elif all(problem.startswith(HEAD_PREFIXES) for problem in problems):
                 problems.append(
                     "new_head=True draws a new head at random, to be trained; ignore_mismatched_sizes=True draws only "
                     "those layers of the head that have another size"
@@ -272,7 +273,10 @@ class PreTrainedModel(nn.Module):
         tensors = {self.encoder_prefix + name: tensor for name, tensor in encoder.items()} | head
         with torch.device("meta"):
             shapes = {name: parameter.shape for name, parameter in type(self)(config).named_parameters()}
-        if problems := compare_tensors(tensors, shapes):
+        problems = compare_tensors(tensors, shapes)
+        if len({tensor.data_ptr() for tensor in tensors.values()}) < len(tensors):
+            problems.append("some tensors share their memory or, on the meta device, have none")
+        if problems:
             raise ValueError(f"a checkpoint of this model could not be loaded again: {'; '.join(problems)}")
         content = config.to_dict() | {
             "architectures": [type(self).__name__.removeprefix("FSDP")],  # fully_shard makes a class of that name
