@@ -6,12 +6,10 @@ from importlib.util import find_spec
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "ACCELERATE_USE_CPU": "true"}
 
 import pytest
-import torch
 
 from minibert import DistilBertForSequenceClassification, DistilBertTokenizer
 
-from ..models import model
-from .small_data import WORDS
+from .small_data import save_checkpoint
 
 PACKAGES = ("accelerate", "bertviz", "captum", "datasets", "onnxruntime", "onnxscript", "peft", "sentence_transformers")
 collect_ignore_glob = ["test_*.py"] if any(find_spec(name) is None for name in PACKAGES) else []
@@ -27,23 +25,16 @@ def pytest_collection_modifyitems(items):
 def bare(tmp_path_factory):
     """A masked-LM checkpoint, such as people fine-tune, and its tokenizer; to be read only."""
     folder = tmp_path_factory.mktemp("bare")
-    save(folder, "DistilBertForMaskedLM")
+    save_checkpoint(folder, "DistilBertForMaskedLM")
     return str(folder)
 
 
 @pytest.fixture(scope="session")
 def classifier(tmp_path_factory):
-    """A classifier with three labels and its tokenizer; to be read only."""
+    """A classifier of reviews and its tokenizer; to be read only."""
     folder = tmp_path_factory.mktemp("classifier")
-    save(folder, "DistilBertForSequenceClassification", id2label={0: "BAD", 1: "MIXED", 2: "GOOD"})
+    save_checkpoint(folder, "DistilBertForSequenceClassification", id2label={0: "BAD", 1: "GOOD"})
     return str(folder)
-
-
-def save(folder, head, **config):
-    torch.manual_seed(0)
-    sizes = {"vocab_size": len(WORDS), "max_position_embeddings": 64, "initializer_range": 0.05}
-    model(head, **sizes | config).save_pretrained(folder)
-    DistilBertTokenizer({word: i for i, word in enumerate(WORDS)}, model_max_length=64).save_pretrained(folder)
 
 
 @pytest.fixture

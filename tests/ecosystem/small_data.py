@@ -1,7 +1,14 @@
-"""Small data with a pattern that a tiny model learns in seconds."""
+"""Small data with a pattern that a tiny model learns in seconds, checkpoints for it, and a comparison of answers."""
 
 import json
 import random
+
+import pytest
+import torch
+
+from minibert import DistilBertTokenizer
+
+from ..models import model
 
 GOOD = "good fine great lovely superb warm".split()
 BAD = "bad dull poor awful weak cold".split()
@@ -13,27 +20,28 @@ WORDS = SPECIAL + GOOD + BAD + NAMES + PLACES + FILLERS + "who where does do liv
 
 
 def reviews(n, seed=0):
-    """Texts of different lengths with a label: 0 bad, 1 both, 2 good."""
+    """Texts of different lengths with a label: 0 bad, 1 good."""
     draw = random.Random(seed)
     rows = []
     for i in range(n):
-        label = i % 3
+        label = i % 2
         words = draw.choices(FILLERS, k=draw.randint(2, 9))
-        for kind in ([BAD], [BAD, GOOD], [GOOD])[label]:
-            words.insert(draw.randrange(len(words) + 1), draw.choice(kind))
+        words.insert(draw.randrange(len(words) + 1), draw.choice((BAD, GOOD)[label]))
         rows.append({"text": " ".join(words), "label": label})
     return rows
 
 
 def pairs(n, seed=0):
-    """Two texts, and whether both praise or both blame."""
+    """Two texts, and whether the second one answers a question: 1 if so."""
     draw = random.Random(seed)
     rows = []
     for i in range(n):
-        first, second = draw.choice([GOOD, BAD]), [GOOD, BAD]
-        second = first if i % 2 else second[first is GOOD]
-        a, b = (f"the {draw.choice(FILLERS)} was {draw.choice(kind)}" for kind in (first, second))
-        rows.append({"sentence1": a, "sentence2": b, "label": i % 2})
+        second = draw.choice((BAD, PLACES)[i % 2])
+        row = {
+            "sentence1": f"where does {draw.choice(NAMES)} live ?",
+            "sentence2": f"in {draw.choice(FILLERS)} {second}",
+        }
+        rows.append(row | {"label": i % 2})
     return rows
 
 
@@ -68,3 +76,20 @@ def write(folder, make, train=96, test=24):
     for name, n, seed in (("train", train, 0), ("test", test, 1)):
         lines = [json.dumps(row) + "\n" for row in make(n, seed)]
         (folder / f"{name}.json").write_text("".join(lines))
+
+
+def save_checkpoint(folder, head, **config):
+    """Save a tiny model with random weights, and its tokenizer."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(WORDS), "max_position_embeddings": 64, "initializer_range": 0.05}
+    model(head, **sizes | config).save_pretrained(folder)
+    DistilBertTokenizer({word: i for i, word in enumerate(WORDS)}, model_max_length=64).save_pretrained(folder)
+
+
+def about(answer, rel):
+    """To compare with: an answer whose floats may differ by a part `rel` of their size."""
+    if isinstance(answer, dict):
+        return {name: about(value, rel) for name, value in answer.items()}
+    if isinstance(answer, list | tuple):
+        return type(answer)(about(value, rel) for value in answer)
+    return pytest.approx(answer, rel=rel, abs=1e-5) if isinstance(answer, float) else answer

@@ -10,7 +10,7 @@ import torch
 import minibert
 from minibert import DistilBertForSequenceClassification, DistilBertModel, DistilBertTokenizer
 
-from .small_data import reviews
+from .small_data import about, reviews, save_checkpoint
 
 TEXTS = ["the film was great", "a dull and weak story with some warm lives"]
 LEARNING_RATE = 3e-3
@@ -78,7 +78,7 @@ def test_lora_trains_its_adapter_and_merges_and_is_loaded_again(bare, tmp_path):
 
     tokenizer = DistilBertTokenizer.from_pretrained(bare)
     torch.manual_seed(0)
-    base = DistilBertForSequenceClassification.from_pretrained(bare, num_labels=3)
+    base = DistilBertForSequenceClassification.from_pretrained(bare, num_labels=2)
     base.save_pretrained(tmp_path / "base")
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     settings = LoraConfig(
@@ -90,13 +90,13 @@ def test_lora_trains_its_adapter_and_merges_and_is_loaded_again(bare, tmp_path):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
     batch = collate(tokenizer)(reviews(24))
     losses = []
-    for _ in range(12):
+    for _ in range(40):
         loss = model(**batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     logits = model.eval()(**inputs).logits
     for name, parameter in model.named_parameters():
@@ -128,7 +128,7 @@ def test_captum_attributes_the_logit_to_the_tokens(ours):
     baseline = torch.where(inputs.input_ids > 4, tokenizer.mask_token_id, inputs.input_ids)  # special tokens stay
 
     def logit(input_ids, attention_mask):
-        return model(input_ids, attention_mask).logits[:, 2]
+        return model(input_ids, attention_mask).logits[:, 1]
 
     gradients = LayerIntegratedGradients(logit, model.distilbert.embeddings.word_embeddings)
     attributions = gradients.attribute(
@@ -217,7 +217,6 @@ TASKS = {
     "text-classification": ("DistilBertForSequenceClassification", TEXTS[0]),
     "token-classification": ("DistilBertForTokenClassification", "anna works in paris"),
     "fill-mask": ("DistilBertForMaskedLM", "the film was [MASK]"),
-    "feature-extraction": ("DistilBertModel", TEXTS[0]),
 }
 
 
@@ -225,27 +224,16 @@ TASKS = {
 def test_a_pipeline_of_transformers_gives_the_same_answers(task, bare, tmp_path):
     import transformers
 
-    from .conftest import save
-
     head, text = TASKS[task]
-    save(tmp_path, head)
+    save_checkpoint(tmp_path, head)
     answers = []
     for library in (minibert, transformers):
         model = getattr(library, head).from_pretrained(tmp_path, attn_implementation="eager")
         tokenizer = library.DistilBertTokenizer.from_pretrained(tmp_path)
         run = transformers.pipeline(task, model=model, tokenizer=tokenizer, device="cpu")
         answers.append(run(text))
-    assert answers[0] == approximately(answers[1])
+    assert answers[0] == about(answers[1], rel=1e-4)
     assert answers[0]
-
-
-def approximately(answer):
-    """Floats may differ in their last digits."""
-    if isinstance(answer, dict):
-        return {name: approximately(value) for name, value in answer.items()}
-    if isinstance(answer, list):
-        return [approximately(value) for value in answer]
-    return pytest.approx(answer, rel=1e-4, abs=1e-5) if isinstance(answer, float) else answer
 
 
 def test_sentence_transformers_reads_a_saved_folder(bare, tmp_path):
