@@ -275,7 +275,7 @@ class PreTrainedModel(nn.Module):
         if problems := compare_tensors(tensors, shapes):
             raise ValueError(f"a checkpoint of this model could not be loaded again: {'; '.join(problems)}")
         content = config.to_dict() | {
-            "architectures": [type(self).__name__],
+            "architectures": [type(self).__name__.removeprefix("FSDP")],  # fully_shard makes a class of that name
             "dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch."),
         }
         write_checkpoint(Path(folder), content, tensors)

@@ -120,6 +120,24 @@ def test_only_the_main_process_writes(tmp_path):
             model(CLASSIFIER).save_pretrained(tmp_path / "new", **wrong)
 
 
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
+def test_a_sharded_model_is_gathered_and_saved(tmp_path):
+    fsdp = pytest.importorskip("torch.distributed.fsdp")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        for head in (CLASSIFIER, MASKED_LM):
+            each = model(head)
+            plain = copy.deepcopy(each)
+            mesh = torch.distributed.init_device_mesh("cpu", (1,))
+            fsdp.fully_shard(each, mesh=mesh)
+            each.save_pretrained(tmp_path / head)
+            assert json.loads((tmp_path / head / "config.json").read_text())["architectures"] == [head]
+            assert_equal_parameters(type(plain).from_pretrained(tmp_path / head), plain)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 # Parameters and embeddings
 
 
