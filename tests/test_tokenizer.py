@@ -180,8 +180,14 @@ def test_a_single_word_token_is_not_found_within_a_longer_word():
     assert tokenizer.tokenize("cat\u0301") == spelled("cat")
 
 
-def test_an_added_token_of_white_space_is_never_found():
-    assert with_added(AddedToken(" "), AddedToken("\t", normalized=True)).tokenize("a \t b") == ["a", "b"]
+def test_added_tokens_of_white_space_are_found_as_written():
+    tokenizer = with_added(AddedToken("\n"), AddedToken("  "))
+    assert tokenizer.tokenize("a\nb   a\n\n") == ["a", "\n", "b", "  ", "a", "\n", "\n"]
+    batch = tokenizer("a\n  b", return_offsets_mapping=True, add_special_tokens=False)
+    assert batch.offset_mapping == [(0, 1), (1, 2), (2, 4), (4, 5)]
+    for options in ("normalized", "lstrip", "rstrip"):
+        with pytest.raises(ValueError, match="an added token of white space is only found as written"):
+            with_added(AddedToken(" ", **{options: True}))
 
 
 def test_word_pieces_do_not_use_added_tokens():
@@ -395,6 +401,13 @@ def test_tokens_and_characters_of_a_batch():
     assert batch.char_to_token(1, 2) == 1
     assert [batch.token_to_chars(i) for i in range(5)] == [None, (0, 5), (6, 11), (11, 18), None]
     assert batch.token_to_chars(0, 6) == (2, 5)
+    assert [batch.token_to_word(i) for i in range(5)] == [None, 0, 1, 1, None]
+    assert [batch.token_to_sequence(i) for i in range(4, 8)] == [None, 1, 1, None]
+    assert [batch.char_to_word(i) for i in (0, 5, 17)] == [0, None, 1]
+    assert batch.word_to_tokens(1) == batch.word_to_tokens(0, 1) == (2, 4)
+    assert batch.word_to_tokens(0, 1, sequence_index=1) == (6, 7)
+    assert batch.word_to_chars(1) == (6, 18)
+    assert batch.word_to_tokens(7) is batch.word_to_chars(7) is None
     window = UNCASED("the day is nice", truncation=True, max_length=4, return_overflowing_tokens=True)
     assert [window.char_to_token(0, 4), window.char_to_token(0, 8), window.char_to_token(1, 8)] == [2, None, 1]
 
@@ -636,11 +649,15 @@ def test_a_lone_surrogate_is_shown():
         ({"[UNK]": 0, "[CLS]": 1}, {}, r"the vocabulary of 2 tokens lacks \[SEP\]"),
         ({}, {}, r"the vocabulary of 0 tokens lacks \[UNK\], \[CLS\], \[SEP\]"),
         (LETTERS, {"cls_token": "<s>"}, "lacks <s>"),
-        ({**LETTERS, "x": 5}, {}, "must be different integers, at least 0"),
-        ({**LETTERS, "x": -1}, {}, "must be different integers, at least 0"),
-        ({**LETTERS, "x": "7"}, {}, "must be different integers, at least 0"),
+        ({**LETTERS, "x": 5}, {}, "must be different integers from 0 to"),
+        ({**LETTERS, "x": -1}, {}, "must be different integers from 0 to"),
+        ({**LETTERS, "x": "7"}, {}, "must be different integers from 0 to"),
         (LETTERS, {"padding_side": "up"}, "padding_side must be one of 'right', 'left', not 'up'"),
         (LETTERS, {"truncation_side": None}, "truncation_side must be one of 'right', 'left', not None"),
+        ({**LETTERS, "x": 10**12}, {}, "must be different integers from 0 to 1999999"),
+        (LETTERS, {"model_max_length": True}, "model_max_length must be an integer, at least 1, not True"),
+        (LETTERS, {"do_lower_case": "false"}, "do_lower_case must be one of True, False, not 'false'"),
+        (LETTERS, {"strip_accents": "false"}, "strip_accents must be one of None, True, False, not 'false'"),
         (LETTERS, {"model_max_length": 0}, "model_max_length must be an integer, at least 1, not 0"),
     ],
 )
@@ -732,6 +749,61 @@ def test_tokenizer_json_alone_is_enough(tmp_path):
     assert DistilBertTokenizer.from_pretrained(tmp_path).encode("A") == [2, 5, 3]
 
 
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "[CLS]"}}, {"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "[SEP]"}}],
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        ("model", {"continuing_subword_prefix": "@@"}, "model.continuing_subword_prefix in .* must be '##', not '@@'"),
+        ("model", {"max_input_chars_per_word": 5}, "model.max_input_chars_per_word in .* must be 100, not 5"),
+        (
+            "normalizer",
+            {"type": "Lowercase"},
+            "normalizer.type in tokenizer.json must be 'BertNormalizer', not 'Lowerc",
+        ),
+        ("normalizer", {"clean_text": False}, "normalizer.clean_text in tokenizer.json must be True, not False"),
+        ("pre_tokenizer", {"type": "Whitespace"}, "pre_tokenizer.type in .* must be 'BertPreTokenizer', not 'Whitesp"),
+        ("post_processor", {"type": "RobertaProcessing"}, "a post_processor of type RobertaProcessing"),
+        (
+            "post_processor",
+            {"type": "BertProcessing", "cls": ["[SEP]", 3], "sep": ["[CLS]", 2]},
+            r"makes rows of \['\[SEP\]', 'A', '\[CLS\]'\], not \['\[CLS\]', 'A', '\[SEP\]'\]",
+        ),
+        ("post_processor", {"single": TEMPLATE["single"][:2]}, r"makes rows of \['\[CLS\]', 'A'\], not"),
+    ],
+)
+def test_a_tokenizer_json_of_another_tokenizer_is_refused(tmp_path, part, values, message):
+    content = {**tokenizer_json(lowercase=True), "post_processor": TEMPLATE}
+    assert DistilBertTokenizer.from_pretrained(write(tmp_path, tokenizer=content)).encode("A") == [2, 5, 3]
+    content[part] = {**content.get(part, {}), **values}
+    with pytest.raises(ValueError, match=message):
+        DistilBertTokenizer.from_pretrained(write(tmp_path, tokenizer=content))
+
+
+def test_the_unknown_token_of_tokenizer_json(tmp_path):
+    content = tokenizer_json(lowercase=True)
+    content["model"]["unk_token"] = "b"
+    assert DistilBertTokenizer.from_pretrained(write(tmp_path, tokenizer=content)).encode("zz") == [2, 6, 3]
+    write(tmp_path, tokenizer_config={"unk_token": "[UNK]"})
+    assert DistilBertTokenizer.from_pretrained(tmp_path).encode("zz") == [2, 1, 3]
+
+
+@pytest.mark.parametrize("content", [3, None, ["<e>"]])
+@pytest.mark.parametrize("file", ["tokenizer", "tokenizer_config"])
+def test_an_added_token_that_is_not_a_str_is_refused(tmp_path, file, content):
+    token = {"id": 7, "content": content}
+    if file == "tokenizer":
+        write(tmp_path, tokenizer={**tokenizer_json(lowercase=True), "added_tokens": [token]})
+    else:
+        write(tmp_path, vocab_txt=BASIC, tokenizer_config=LOWER | {"added_tokens_decoder": {"7": token}})
+    with pytest.raises(ValueError, match=r"not as transformers writes them: TypeError.*content of an added token is"):
+        DistilBertTokenizer.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(("word", "lowers"), [("a", True), ("A", False), ("[UNUSED]", True)])
 def test_without_a_setting_do_lower_case_follows_the_capitals_with_a_warning(tmp_path, word, lowers):
     write(tmp_path, vocab_txt=BASIC + word)
@@ -772,7 +844,11 @@ def test_added_tokens_in_separate_files(tmp_path):
         ({"vocab_txt": b"", "tokenizer_config": LOWER}, ValueError, r"vocab\.txt: the file is empty"),
         ({"vocab_txt": "a\nb", "tokenizer_config": LOWER}, ValueError, r"the vocabulary of 2 tokens lacks \[UNK\]"),
         ({"tokenizer": "{"}, ValueError, "not valid JSON"),
-        ({"tokenizer": {"model": {"type": "BPE"}}}, ValueError, "tokenizer.json holds a BPE tokenizer, not WordPiece"),
+        (
+            {"tokenizer": {"model": {"type": "BPE"}}},
+            ValueError,
+            "model.type in tokenizer.json must be 'WordPiece', not 'BPE",
+        ),
         ({"tokenizer": {}}, ValueError, "not as transformers writes them: KeyError"),
         ({"tokenizer": {"model": {"vocab": 3}}}, ValueError, "not as transformers writes them: TypeError"),
         ({"tokenizer": {"model": {"vocab": {"a": [1]}}}, "tokenizer_config": LOWER}, ValueError, "unhashable"),

@@ -37,7 +37,7 @@ def test_added_tokens_get_the_next_ids():
     assert tokenizer.decode(tokenizer.encode("new a <x>"), skip_special_tokens=True) == "New a"
     assert tokenizer.add_tokens("<s>", special_tokens=True) == 1
     assert tokenizer.convert_tokens_to_ids("<s>") == NEXT + 3
-    assert tokenizer.all_special_tokens[-2:] == ["<x>", "<s>"]
+    assert tokenizer.all_special_tokens[-2:] == tokenizer.extra_special_tokens == ["<x>", "<s>"]
     assert tokenizer.add_tokens([]) == 0
 
 
@@ -166,6 +166,8 @@ def test_from_pretrained_takes_settings(tmp_path):
     assert DistilBertTokenizer.from_pretrained(tmp_path, do_lower_case=True).do_lower_case is True  # without a warning
     with pytest.raises(ValueError, match="padding_side must be one of 'right', 'left', not 'up'"):
         DistilBertTokenizer.from_pretrained(tmp_path, do_lower_case=True, padding_side="up")
+    with pytest.raises(TypeError, match="a tokenizer has no setting lowercase, only unk_token, "):
+        DistilBertTokenizer.from_pretrained(tmp_path, lowercase=True)
 
 
 def test_the_special_tokens_mask_of_ids():

@@ -10,6 +10,6 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
 
 
 def check_integer(name: str, value: object, least: int) -> None:
-    """Refuse what is neither None nor an integer, at least `least`."""
-    if value is not None and (not isinstance(value, int) or value < least):
+    """Refuse what is neither None nor an integer, at least `least`; True and False are not integers here."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
         raise ValueError(f"{name} must be an integer, at least {least}, not {value!r}")

@@ -1,11 +1,18 @@
 """The result of a tokenizer."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 
 from .rows import Row
+
+
+class Span(NamedTuple):
+    """From an index to another, exclusive."""
+
+    start: int
+    end: int
 
 
 class BatchEncoding(dict[str, Any]):
@@ -41,34 +48,61 @@ class BatchEncoding(dict[str, Any]):
         is_row = len(ids) == 0 or isinstance(ids[0], int)
         return [tokens[int(i)] for i in (ids if is_row else ids[batch_index])]
 
+    # In the following methods the first argument may be left out in front of the second: it is then row 0. An index
+    # of a word or character is one of its text; `sequence_index` is 0 for the first text of a row, 1 for the second.
+
+    def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
+        """Find the text of a token: 0 for the first of its row, 1 for the second, None for a special token."""
+        row, token = self._find(batch_or_token_index, token_index)
+        return row.sequence_ids[token]
+
+    def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
+        """Find the word of a token; None for a special token."""
+        row, token = self._find(batch_or_token_index, token_index)
+        return row.word_ids[token]
+
+    def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> Span | None:
+        """Find the characters of a token; None for a special token."""
+        row, token = self._find(batch_or_token_index, token_index)
+        return None if row.sequence_ids[token] is None else Span(*row.offsets[token])
+
     def char_to_token(
         self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
     ) -> int | None:
-        """Find the token that holds a character of a text.
+        """Find the token of a character; None for white space, and for a character that was cut off."""
+        row, char = self._find(batch_or_char_index, char_index)
+        for token, (sequence_id, (start, end)) in enumerate(zip(row.sequence_ids, row.offsets, strict=True)):
+            if sequence_id == sequence_index and start <= char < end:
+                return token
+        return None
 
-        Args:
-            batch_or_char_index: index of the row; without `char_index` that of the character, in row 0.
-            char_index: index of the character in its text.
-            sequence_index: 0 for the first text of the row, 1 for the second.
+    def char_to_word(
+        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
+    ) -> int | None:
+        """Find the word of a character; None for white space, and for a character that was cut off."""
+        row, _ = self._find(batch_or_char_index, char_index)
+        token = self.char_to_token(batch_or_char_index, char_index, sequence_index)
+        return None if token is None else row.word_ids[token]
 
-        Returns:
-            The index of the token in its row; None for white space and for a character that was cut off.
-        """
-        batch_index, char = (0, batch_or_char_index) if char_index is None else (batch_or_char_index, char_index)
-        row = self._row(batch_index)
-        spans = zip(row.sequence_ids, row.offsets, strict=True)
-        return next((i for i, (text, (a, b)) in enumerate(spans) if text == sequence_index and a <= char < b), None)
+    def word_to_tokens(
+        self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
+    ) -> Span | None:
+        """Find the tokens of a word; None for a word without tokens."""
+        row, word = self._find(batch_or_word_index, word_index)
+        columns = zip(row.sequence_ids, row.word_ids, strict=True)
+        tokens = [token for token, ids in enumerate(columns) if ids == (sequence_index, word)]
+        return Span(tokens[0], tokens[-1] + 1) if tokens else None
 
-    def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> tuple[int, int] | None:
-        """Find the characters of a token: their start and end (exclusive) in its text, None for a special token.
+    def word_to_chars(
+        self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
+    ) -> Span | None:
+        """Find the characters of a word; None for a word without tokens."""
+        row, _ = self._find(batch_or_word_index, word_index)
+        tokens = self.word_to_tokens(batch_or_word_index, word_index, sequence_index)
+        return Span(row.offsets[tokens.start][0], row.offsets[tokens.end - 1][1]) if tokens else None
 
-        Args:
-            batch_or_token_index: index of the row; without `token_index` that of the token, in row 0.
-            token_index: index of the token in its row.
-        """
-        batch_index, i = (0, batch_or_token_index) if token_index is None else (batch_or_token_index, token_index)
-        row = self._row(batch_index)
-        return None if row.sequence_ids[i] is None else row.offsets[i]
+    def _find(self, first: int, second: int | None) -> tuple[Row, int]:
+        return (self._row(0), first) if second is None else (self._row(first), second)
 
     def _row(self, index: int) -> Row:
         if not self._rows:

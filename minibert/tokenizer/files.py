@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import CheckpointFiles, to_json, write_atomically
-from .wordpiece import AddedToken
+from .wordpiece import MAX_WORD_CHARS, AddedToken
 
 NO_LIMIT = 10**9  # where the model's limit is unknown, transformers writes a model_max_length of 10**30
 NORMALIZER_SETTINGS = {  # name in tokenizer.json: name in tokenizer_config.json
     "lowercase": "do_lower_case",
     "strip_accents": "strip_accents",
     "handle_chinese_chars": "tokenize_chinese_chars",
+}
+
+
+TOKENIZER_JSON: dict[str, dict[str, object]] = {  # the settings that this tokenizer knows
+    "model": {"type": "WordPiece", "continuing_subword_prefix": "##", "max_input_chars_per_word": MAX_WORD_CHARS},
+    "normalizer": {"type": "BertNormalizer", "clean_text": True},
+    "pre_tokenizer": {"type": "BertPreTokenizer"},
 }
 
 
@@ -45,13 +52,12 @@ def read_tokenizer(
             vocab = read_vocab_txt(files)
             added_tokens = read_added_tokens(files, config)
         else:
-            kind = content["model"].get("type", "WordPiece")  # old files do not name it
-            if kind != "WordPiece":
-                raise ValueError(f"{files.name}: tokenizer.json holds a {kind} tokenizer, not WordPiece")
+            check_tokenizer_json(files, content, config)
             vocab = dict(content["model"]["vocab"])
             added_tokens = {token["id"]: _added_token(token) for token in content.get("added_tokens", ())}
             normalizer = content.get("normalizer") or {}
             settings = {NORMALIZER_SETTINGS[name]: normalizer[name] for name in NORMALIZER_SETTINGS & normalizer.keys()}
+            settings["unk_token"] = content["model"].get("unk_token", "[UNK]")
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{files.name}: the tokenizer's files are not as transformers writes them: {error!r}"
@@ -73,6 +79,37 @@ def read_tokenizer(
             stacklevel=4,  # the caller of from_pretrained
         )
     return vocab, added_tokens, settings
+
+
+def check_tokenizer_json(files: CheckpointFiles, content: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse a tokenizer.json that describes another tokenizer than this one.
+
+    Args:
+        files: of the checkpoint, for its name.
+        content: of tokenizer.json. What it does not say is as here.
+        config: of tokenizer_config.json.
+
+    Raises:
+        ValueError: a setting has a value that this tokenizer does not know.
+    """
+    for part, expected in TOKENIZER_JSON.items():
+        for name, value in expected.items():
+            if (found := (content.get(part) or {}).get(name, value)) != value:
+                raise ValueError(f"{files.name}: {part}.{name} in tokenizer.json must be {value!r}, not {found!r}")
+    post = content.get("post_processor")
+    if post is None:
+        return
+    if post["type"] == "TemplateProcessing":
+        row = [value["id"] for piece in post["single"] for value in piece.values()]
+    elif post["type"] == "BertProcessing":
+        row = [post["cls"][0], "A", post["sep"][0]]
+    else:
+        raise ValueError(
+            f"{files.name}: tokenizer.json has a post_processor of type {post['type']}, not BertProcessing"
+        )
+    expected_row = [_content(config.get("cls_token") or "[CLS]"), "A", _content(config.get("sep_token") or "[SEP]")]
+    if row != expected_row:
+        raise ValueError(f"{files.name}: the post_processor in tokenizer.json makes rows of {row}, not {expected_row}")
 
 
 def read_vocab_txt(files: CheckpointFiles) -> dict[str, int]:
@@ -131,4 +168,8 @@ def _content(value: Any) -> Any:
 
 
 def _added_token(values: Mapping[str, Any]) -> AddedToken:
-    return AddedToken(**{field.name: values[field.name] for field in fields(AddedToken) if field.name in values})
+    token = AddedToken(**{field.name: values[field.name] for field in fields(AddedToken) if field.name in values})
+    for name, value in asdict(token).items():
+        if not isinstance(value, str if name == "content" else bool):
+            raise TypeError(f"{name} of an added token is {value!r}")
+    return token

@@ -58,6 +58,7 @@ class DistilBertTokenizer(Vocabulary):
     truncation_side: str = "right"
 
     model_input_names: ClassVar[list[str]] = ["input_ids", "attention_mask"]
+    pad_token_type_id: ClassVar[int] = 0
     is_fast: ClassVar[bool] = True  # transformers asks this before it uses offsets and word_ids
 
     def _update(self) -> None:
@@ -65,6 +66,9 @@ class DistilBertTokenizer(Vocabulary):
         check_choice("padding_side", self.padding_side, SIDES)
         check_choice("truncation_side", self.truncation_side, SIDES)
         check_integer("model_max_length", self.model_max_length, 1)
+        for name in ("do_lower_case", "tokenize_chinese_chars", "clean_up_tokenization_spaces"):
+            check_choice(name, getattr(self, name), (True, False))
+        check_choice("strip_accents", self.strip_accents, (None, True, False))
         vars(self).pop("_wordpiece", None)
 
     @cached_property
@@ -91,32 +95,23 @@ class DistilBertTokenizer(Vocabulary):
         token: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
-        do_lower_case: bool | None = None,
-        model_max_length: int | None = None,
-        padding_side: str | None = None,
-        truncation_side: str | None = None,
         use_fast: bool = True,
+        **settings: Any,
     ) -> Self:
         """Load a checkpoint's tokenizer: tokenizer.json or vocab.txt, and tokenizer_config.json.
 
-        The arguments up to `local_files_only` are those of `minibert.checkpoint.CheckpointFiles`; those up to
-        `truncation_side` replace the checkpoint's own setting where they are not None; `use_fast` changes nothing, as
-        this one tokenizer gives the results of both.
+        The first five arguments are those of `minibert.checkpoint.CheckpointFiles`. `use_fast` changes nothing.
+        `settings` are arguments of this class, such as `model_max_length`, in place of those in the files.
 
         Raises:
+            TypeError: this class has no such setting.
             OSError: the checkpoint does not exist, or has no tokenizer.
             ValueError: a file has not the content that its name promises, or a setting has no such value.
         """
         files = CheckpointFiles(
             name_or_folder, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
-        settings = {
-            "do_lower_case": do_lower_case,
-            "model_max_length": model_max_length,
-            "padding_side": padding_side,
-            "truncation_side": truncation_side,
-        }
-        return cls.from_files(files, **{name: value for name, value in settings.items() if value is not None})
+        return cls.from_files(files, **settings)
 
     @classmethod
     def from_files(cls, files: CheckpointFiles, **settings: Any) -> Self:
@@ -124,8 +119,12 @@ class DistilBertTokenizer(Vocabulary):
 
         Args:
             files: of the checkpoint.
-            settings: arguments of this class, in place of the checkpoint's own.
+            settings: arguments of this class, in place of those in the files.
         """
+        if unknown := settings.keys() - cls._settings():
+            raise TypeError(
+                f"a tokenizer has no setting {', '.join(sorted(unknown))}, only {', '.join(cls._settings())}"
+            )
         vocab, added_tokens, settings = read_tokenizer(files, cls._settings(), settings)
         try:
             return cls(vocab, added_tokens=added_tokens, **settings)
@@ -354,6 +353,10 @@ class DistilBertTokenizer(Vocabulary):
             max_length=max_length,
             return_tensors=return_tensors,
         )["input_ids"]
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """Count [CLS] and [SEP] in a row of one text, or of two."""
+        return 3 if pair else 2
 
     def tokenize(self, text: str, pair: str | None = None, *, add_special_tokens: bool = False) -> list[str]:
         """Split a text into tokens."""

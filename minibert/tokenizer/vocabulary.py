@@ -13,6 +13,8 @@ from .wordpiece import AddedToken, as_added_token, join_pieces
 SPECIAL_TOKENS = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 LISTS_OF_SPECIAL_TOKENS = ("additional_special_tokens", "extra_special_tokens")  # in transformers 4 and 5
 
+MAX_SIZE = 2_000_000  # ids are below it; vocab.txt has a line for each id, so one huge id would fill the disk
+
 Ids = Sequence[int] | torch.Tensor | np.ndarray
 
 
@@ -90,10 +92,18 @@ class Vocabulary:
         """Check the tokens, and compute what follows from them."""
         self.vocab = self._base_vocab | {token.content: i for i, token in self.added_tokens.items()}
         self._tokens = {i: token for token, i in self.vocab.items()}
-        if len(self._tokens) < len(self.vocab) or not all(isinstance(i, int) and i >= 0 for i in self._tokens):
-            raise ValueError("the ids of a vocabulary must be different integers, at least 0")
+        if len(self._tokens) < len(self.vocab) or not all(
+            isinstance(i, int) and 0 <= i < MAX_SIZE for i in self._tokens
+        ):
+            raise ValueError(f"the ids of a vocabulary must be different integers from 0 to {MAX_SIZE - 1}")
         if missing := [t for t in (self.unk_token, self.cls_token, self.sep_token) if t not in self.vocab]:
             raise ValueError(f"the vocabulary of {len(self.vocab)} tokens lacks {', '.join(map(str, missing))}")
+        for token in self.added_tokens.values():
+            if not token.content.strip() and (token.normalized or token.lstrip or token.rstrip):
+                raise ValueError(
+                    f"an added token of white space is only found as written: AddedToken({token.content!r}), "
+                    f"without normalized, lstrip and rstrip"
+                )
         special = {self.vocab[token]: AddedToken(token, special=True) for token in self.special_tokens_map.values()}
         self.added_tokens = special | self.added_tokens
 
@@ -124,6 +134,11 @@ class Vocabulary:
     def all_special_tokens(self) -> list[str]:
         """The tokens that `skip_special_tokens` leaves out."""
         return [self._tokens[i] for i in self.all_special_ids]
+
+    @property
+    def extra_special_tokens(self) -> list[str]:
+        """The special tokens without a role."""
+        return [token for token in self.all_special_tokens if token not in self.special_tokens_map.values()]
 
     def add_tokens(
         self, new_tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False
@@ -157,11 +172,14 @@ class Vocabulary:
         self._update()
         return len(self) - before
 
-    def add_special_tokens(self, special_tokens: Mapping[str, Any]) -> int:
+    def add_special_tokens(
+        self, special_tokens: Mapping[str, Any], *, replace_extra_special_tokens: Literal[False] = False
+    ) -> int:
         """Add special tokens by role, such as `{"pad_token": "<pad>"}`.
 
         Args:
             special_tokens: role to token. Tokens without a role are a list, `{"extra_special_tokens": ["<a>", "<b>"]}`.
+            replace_extra_special_tokens: False: the special tokens that were there stay special.
 
         Returns:
             The number of tokens that are new to the vocabulary.
@@ -170,6 +188,7 @@ class Vocabulary:
             TypeError: a token is not a str and not an `AddedToken`.
             ValueError: DistilBERT has no such role, or a token is empty.
         """
+        check_choice("replace_extra_special_tokens", replace_extra_special_tokens, (False,))
         for name in special_tokens:
             check_choice("the role of a special token", name, SPECIAL_TOKENS + LISTS_OF_SPECIAL_TOKENS)
         before = len(self)

@@ -58,7 +58,7 @@ def as_added_token(token: Any, special: bool) -> AddedToken:
     """
     if isinstance(token, str):
         token = AddedToken(token, normalized=not special, special=special)
-    elif not hasattr(token, "content"):
+    elif not isinstance(getattr(token, "content", None), str):
         raise TypeError(f"a token must be a str or an AddedToken, not {token!r:.60}")
     if not token.content:
         raise ValueError("a token must have at least one character")
@@ -213,7 +213,7 @@ class _Finder:
     """
 
     def __init__(self, tokens: Mapping[str, tuple[int, bool]]) -> None:
-        self.tokens = {token: found for token, found in tokens.items() if token.strip()}
+        self.tokens = {token: found for token, found in tokens.items() if token}  # normalized, it may be empty
         self.pattern = re.compile("|".join(map(re.escape, sorted(self.tokens, key=len, reverse=True))))
 
     def split(self, text: str) -> list[tuple[str, int | None]]:
