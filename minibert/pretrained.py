@@ -156,8 +156,8 @@ class PreTrainedModel(nn.Module):
             raise ValueError(f"config must be a minibert.DistilBertConfig, got {type(config).__name__}")
         if new_head and not cls.encoder_prefix:
             raise ValueError(f"{cls.__name__} has no head: leave out new_head=True")
-        stored = DistilBertConfig.from_files(files)
-        encoder, head = split_encoder_and_head(read_tensors(files), files.name)
+        stored, tensors = read_checkpoint(files)
+        encoder, head = split_encoder_and_head(tensors, files.name)
         if cls.head_has_labels:
             labels_given = config is not None or any(values.get(name) is not None for name in LABELS)
             if new_head and not labels_given:
@@ -386,6 +386,20 @@ class PreTrainedModel(nn.Module):
 
     def _layers(self) -> nn.ModuleList:
         return cast(nn.ModuleList, self.base_model.get_submodule("transformer.layer"))
+
+
+def read_checkpoint(files: CheckpointFiles) -> tuple[DistilBertConfig, dict[str, Tensor]]:
+    """Read config and weights, both of one checkpoint: if another process saves at this moment, read once more."""
+    while True:
+        config = DistilBertConfig.from_files(files)
+        try:
+            tensors = read_tensors(files)
+        except (OSError, ValueError, RuntimeError):  # such as a file that was replaced before it could be opened
+            if not files.changed():
+                raise
+        else:
+            if not files.changed():
+                return config, tensors
 
 
 def as_dtype(dtype: object) -> torch.dtype:
