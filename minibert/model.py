@@ -207,7 +207,7 @@ class DistilBertModel(PreTrainedModel):
         Raises:
             ValueError: see `check_inputs`.
         """
-        weight = self.embeddings.LayerNorm.weight
+        weight = self.embeddings.position_embeddings.weight
         check_inputs(self.config, input_ids, attention_mask, inputs_embeds, position_ids, weight)
         hidden_states = self.embeddings(input_ids, inputs_embeds, position_ids)  # (B, S, D)
         mask = None if attention_mask is None else additive_mask(attention_mask, hidden_states.dtype)
