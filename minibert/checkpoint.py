@@ -7,7 +7,8 @@ the folder, and only tensors are unpickled. `pretrained.py` compares names and s
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .hub import HubRepository
+
+LARGEST_JSON = 100_000_000  # bytes; the largest tokenizer.json of a BERT has 10 million
 
 
 class CheckpointFiles:
@@ -48,6 +51,7 @@ class CheckpointFiles:
         self.folder = Path(self.name) if self.name and Path(self.name).is_dir() else None
         self.repository = HubRepository(self.name, revision, token, cache_dir, local_files_only)
         self._json: dict[str, dict[str, Any]] = {}  # filename to content
+        self._versions: dict[str, tuple[int, int]] = {}  # filename to inode and time, of the file that was read
         path_like = not isinstance(name_or_folder, str) or self.name.startswith((".", "/", "~")) or "\\" in self.name
         if self.folder is None and (path_like or self.name.count("/") > 1 or os.path.exists(self.name)):
             raise OSError(f"{self.name}: no such folder (a name on the Hub looks like 'owner/model')")
@@ -70,6 +74,9 @@ class CheckpointFiles:
         path = self.find(filename)
         if path is None:
             return None
+        self._versions[filename] = _version(path)
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"{path}: {path.stat().st_size} bytes are too many for a JSON file. {self.discard(path)}")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
@@ -78,6 +85,14 @@ class CheckpointFiles:
             raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
         self._json[filename] = content
         return content
+
+    def changed(self) -> bool:
+        """Whether another process has saved into the folder since config.json was read; if so, forget what was read."""
+        read = self._versions.get("config.json")
+        if self.folder is None or read is None or read == _version(self.folder / "config.json"):
+            return False
+        self._json.clear()
+        return True
 
     def hint(self) -> str:
         """Say, after the error that a file is missing, that it may exist on the Hub; empty if that is known."""
@@ -89,6 +104,12 @@ class CheckpointFiles:
             return "Replace it with an intact copy"
         self.repository.discard(path)
         return "It was deleted from the cache: try again to download it once more"
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """Return what differs between a file and one that replaces it later, even if the content is the same."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def read_tensors(files: CheckpointFiles) -> dict[str, Tensor]:
@@ -152,12 +173,12 @@ def _read_pickle(files: CheckpointFiles, path: Path) -> dict[str, Tensor]:
     for name, tensor in content.items():
         if not (isinstance(name, str) and isinstance(tensor, Tensor) and _is_whole(tensor)):
             raise ValueError(f"{path}: expected a dict from names to dense tensors, but {name!r} is not one")
-    return content
+    return {name: tensor.resolve_neg() for name, tensor in content.items()}  # a view may hold the numbers negated
 
 
 def _is_whole(tensor: Tensor) -> bool:
     """Whether every number of a tensor is in memory: with strides of 0 a small pickle can describe a huge tensor."""
-    dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    dense = tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type == "cpu"
     return dense and tensor.untyped_storage().nbytes() >= tensor.nbytes
 
 
@@ -174,6 +195,11 @@ def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
         OSError: the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        _write_checkpoint(folder, config, tensors)
+
+
+def _write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     config_file, weights = folder / "config.json", folder / f"model-{uuid4().hex}.safetensors"
     try:
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, weights, {"format": "pt"})
@@ -188,6 +214,26 @@ def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
     finally:
         if not config_file.is_file() or weights.name not in config_file.read_text(encoding="utf-8"):
             weights.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time save into a folder, where the system has such locks; a killed one gives its lock back.
+
+    They are those of POSIX: Windows has none, and some network file systems do not either.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:

@@ -19,6 +19,7 @@ LABELS = ("num_labels", "id2label", "label2id")
 ACTIVATIONS = ("gelu", "relu")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 LARGEST_SIZE = 1_000_000  # far above any real checkpoint; a wrong number in a file must not allocate terabytes
+MOST_LAYERS = 1000  # each layer takes milliseconds to build, even without weights
 
 
 @dataclass(init=False)
@@ -104,8 +105,9 @@ class DistilBertConfig:
     def _check(self) -> None:
         for name in (*SIZES, "num_labels"):
             size = getattr(self, name)
-            if type(size) is not int or not 0 < size <= LARGEST_SIZE:
-                raise ValueError(f"{name} must be an integer from 1 to {LARGEST_SIZE}, got {size!r}")
+            limit = MOST_LAYERS if name == "n_layers" else LARGEST_SIZE
+            if type(size) is not int or not 0 < size <= limit:
+                raise ValueError(f"{name} must be an integer from 1 to {limit}, got {size!r}")
         if self.dim % self.n_heads:
             raise ValueError(f"dim ({self.dim}) must be divisible by n_heads ({self.n_heads})")
         if self.activation not in ACTIVATIONS:
@@ -245,7 +247,10 @@ def read_names(id2label: object) -> dict[int, str]:
     """Return class numbers and names; in JSON the numbers are strings."""
     if not isinstance(id2label, Mapping) or not all(str(i).isdecimal() for i in id2label):
         raise ValueError(f"id2label must map class numbers to names, got {id2label!r}")
-    return {int(i): str(label) for i, label in id2label.items()}
+    names = {int(i): str(label) for i, label in id2label.items()}
+    if len(names) < len(id2label):
+        raise ValueError(f"id2label names a class twice: {id2label!r}")
+    return names
 
 
 def is_number(value: object) -> bool:

@@ -121,6 +121,7 @@ class DistilBertForSequenceClassification(ModelWithHead):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy, binary cross-entropy with logits, or mean squared error."""
+        check_tensor("labels", labels)
         problem_type = self.config.problem_type
         if problem_type is None and logits.shape[-1] == 1:
             problem_type = "regression"
@@ -287,12 +288,20 @@ def flatten_choices(
     Raises:
         ValueError: ids that are not (B, C, S), or embeddings that are not (B, C, S, D).
     """
+    tensors = (input_ids, attention_mask, inputs_embeds, position_ids)
+    for tensor in tensors:
+        check_tensor("an input of multiple choice", tensor)
     inputs, rank = (input_ids, 3) if inputs_embeds is None else (inputs_embeds, 4)
     if inputs is not None and inputs.ndim != rank:
         raise ValueError(f"multiple choice takes (B, C, S) ids or (B, C, S, D) embeds, got {tuple(inputs.shape)}")
     choices = 1 if inputs is None else inputs.shape[1]  # if both are None, check_inputs raises the error
-    tensors = (input_ids, attention_mask, inputs_embeds, position_ids)
     return choices, [None if tensor is None else tensor.flatten(0, 1) for tensor in tensors]
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Refuse a list or an array where a tensor, or None, is needed."""
+    if value is not None and not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -301,6 +310,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: labels of another shape, dtype or range.
     """
+    check_tensor("labels", labels)
     n_classes = logits.shape[-1]
     if labels.dtype != torch.int64 or labels.shape not in (logits.shape[:-1], (*logits.shape[:-1], 1)):
         raise ValueError(
@@ -320,6 +330,7 @@ def span_loss(logits: Tensor, positions: Tensor) -> Tensor:
     Raises:
         ValueError: positions of another shape or dtype.
     """
+    check_tensor("positions", positions)
     batch, length = logits.shape
     if positions.dtype != torch.int64 or positions.shape not in ((batch,), (batch, 1)):
         raise ValueError(

@@ -9,7 +9,7 @@ https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/models
 with `attn_implementation="eager"`, so that the results are equal bit for bit.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -207,7 +207,8 @@ class DistilBertModel(PreTrainedModel):
         Raises:
             ValueError: see `check_inputs`.
         """
-        check_inputs(self.config, input_ids, attention_mask, inputs_embeds, position_ids)
+        weight = self.embeddings.LayerNorm.weight
+        check_inputs(self.config, input_ids, attention_mask, inputs_embeds, position_ids, weight)
         hidden_states = self.embeddings(input_ids, inputs_embeds, position_ids)  # (B, S, D)
         mask = None if attention_mask is None else additive_mask(attention_mask, hidden_states.dtype)
         output = self.transformer(hidden_states, mask, output_hidden_states, output_attentions)
@@ -220,10 +221,13 @@ def check_inputs(
     attention_mask: Tensor | None,
     inputs_embeds: Tensor | None,
     position_ids: Tensor | None,
+    weight: Tensor | None = None,
 ) -> None:
     """Refuse an input that would fail deep inside the model or give wrong results.
 
     Shapes are always checked. Values are checked only outside compilation: the check costs a synchronization on a GPU.
+
+    `weight` is one of the model's parameters, with which device and dtype are compared.
 
     Raises:
         ValueError: names the wrong value and the way out.
@@ -232,9 +236,17 @@ def check_inputs(
         raise ValueError("pass either input_ids or inputs_embeds")
     if inputs_embeds is None:
         check_ids("input_ids", input_ids, "vocab_size", config.vocab_size)
+    elif not isinstance(inputs_embeds, Tensor) or not inputs_embeds.is_floating_point():
+        got = inputs_embeds.dtype if isinstance(inputs_embeds, Tensor) else type(inputs_embeds).__name__
+        raise ValueError(f"inputs_embeds must be a tensor of floating-point numbers, got {got}")
     elif inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != config.dim or 0 in inputs_embeds.shape:
         raise ValueError(f"inputs_embeds must have shape (B, S, {config.dim}), got {tuple(inputs_embeds.shape)}")
-    batch, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]  # type: ignore[union-attr]
+    elif weight is not None and not torch.is_autocast_enabled(weight.device.type):
+        check_dtype(inputs_embeds.dtype, weight.dtype)
+    inputs = cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds)
+    if weight is not None and inputs.is_meta != weight.is_meta:
+        raise ValueError(f"the inputs are on {inputs.device}, the model is on {weight.device}: use .to(model.device)")
+    batch, length = inputs.shape[:2]
     if position_ids is not None:
         check_ids("position_ids", position_ids, "max_position_embeddings", config.max_position_embeddings)
         if position_ids.shape not in ((batch, length), (1, length)):
@@ -246,6 +258,12 @@ def check_inputs(
         )
     if attention_mask is not None:
         check_attention_mask(attention_mask, batch, length, config.n_heads)
+
+
+def check_dtype(given: torch.dtype, dtype: torch.dtype) -> None:
+    """Refuse embeddings that are more precise than the model, such as float64 for a float32 model."""
+    if torch.promote_types(given, dtype) != dtype:
+        raise ValueError(f"inputs_embeds are {given}, but the model is {dtype}: use inputs_embeds.to(model.dtype)")
 
 
 def check_ids(name: str, ids: object, size_name: str, size: int) -> None:

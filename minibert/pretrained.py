@@ -61,7 +61,8 @@ class PreTrainedModel(nn.Module):
         for part in (part for module in modules for part in module.modules()):
             if isinstance(part, nn.Linear):
                 part.weight.normal_(std=self.config.initializer_range)
-                part.bias.zero_()
+                if part.bias is not None:
+                    part.bias.zero_()
             elif isinstance(part, nn.Embedding):
                 part.weight.normal_(std=self.config.initializer_range)
                 if part.padding_idx is not None:
@@ -155,8 +156,8 @@ class PreTrainedModel(nn.Module):
             raise ValueError(f"config must be a minibert.DistilBertConfig, got {type(config).__name__}")
         if new_head and not cls.encoder_prefix:
             raise ValueError(f"{cls.__name__} has no head: leave out new_head=True")
-        stored = DistilBertConfig.from_files(files)
-        encoder, head = split_encoder_and_head(read_tensors(files), files.name)
+        stored, tensors = read_checkpoint(files)
+        encoder, head = split_encoder_and_head(tensors, files.name)
         if cls.head_has_labels:
             labels_given = config is not None or any(values.get(name) is not None for name in LABELS)
             if new_head and not labels_given:
@@ -212,7 +213,7 @@ class PreTrainedModel(nn.Module):
         if problems := compare_tensors(tensors, shapes):
             if any(name.startswith(HEAD_PREFIXES) for name in shapes.keys() ^ tensors.keys()):
                 problems.append("the file has another head, or none: new_head=True draws one at random, to be trained")
-            elif any(problem.startswith(HEAD_PREFIXES) for problem in problems):
+            elif all(problem.startswith(HEAD_PREFIXES) for problem in problems):
                 problems.append(
                     "new_head=True draws a new head at random, to be trained; ignore_mismatched_sizes=True draws only "
                     "those layers of the head that have another size"
@@ -272,7 +273,10 @@ class PreTrainedModel(nn.Module):
         tensors = {self.encoder_prefix + name: tensor for name, tensor in encoder.items()} | head
         with torch.device("meta"):
             shapes = {name: parameter.shape for name, parameter in type(self)(config).named_parameters()}
-        if problems := compare_tensors(tensors, shapes):
+        problems = compare_tensors(tensors, shapes)
+        if len({tensor.data_ptr() for tensor in tensors.values()}) < len(tensors):
+            problems.append("some tensors share their memory or, on the meta device, have none")
+        if problems:
             raise ValueError(f"a checkpoint of this model could not be loaded again: {'; '.join(problems)}")
         content = config.to_dict() | {
             "architectures": [type(self).__name__.removeprefix("FSDP")],  # fully_shard makes a class of that name
@@ -382,6 +386,20 @@ class PreTrainedModel(nn.Module):
 
     def _layers(self) -> nn.ModuleList:
         return cast(nn.ModuleList, self.base_model.get_submodule("transformer.layer"))
+
+
+def read_checkpoint(files: CheckpointFiles) -> tuple[DistilBertConfig, dict[str, Tensor]]:
+    """Read config and weights, both of one checkpoint: if another process saves at this moment, read once more."""
+    while True:
+        config = DistilBertConfig.from_files(files)
+        try:
+            tensors = read_tensors(files)
+        except (OSError, ValueError, RuntimeError):  # such as a file that was replaced before it could be opened
+            if not files.changed():
+                raise
+        else:
+            if not files.changed():
+                return config, tensors
 
 
 def as_dtype(dtype: object) -> torch.dtype:

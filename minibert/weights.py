@@ -43,19 +43,24 @@ def split_encoder_and_head(tensors: Mapping[str, Tensor], where: str) -> tuple[d
 
 
 def compare_tensors(found: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> list[str]:
-    """Return every mismatch in words: tensors that are missing, unexpected, of another shape, or not floating point."""
+    """Say which tensors are missing, unexpected, of another shape, or not floating point; of many the first few."""
     problems = []
     if missing := sorted(expected.keys() - found.keys()):
-        problems.append(f"missing {missing}")
+        problems.append(f"missing {shorten(missing)}")
     if unexpected := sorted(found.keys() - expected.keys()):
-        problems.append(f"unexpected {unexpected}")
+        problems.append(f"unexpected {shorten(unexpected)}")
     for name in sorted(found.keys() & expected.keys()):
         tensor = found[name]
         if tensor.shape != expected[name]:
             problems.append(f"{name} is {tuple(tensor.shape)}, the config says {tuple(expected[name])}")
         elif not tensor.is_floating_point():
             problems.append(f"{name} is {tensor.dtype}, not floating point")
-    return problems
+    return problems if len(problems) <= 6 else [*problems[:6], f"and {len(problems) - 6} more"]
+
+
+def shorten(names: list[str]) -> str:
+    """Return the first names as a list in words."""
+    return str(names) if len(names) <= 6 else f"{names[:6]} and {len(names) - 6} more"
 
 
 def resolve_tie(config: DistilBertConfig, encoder: dict[str, Tensor], head: dict[str, Tensor]) -> DistilBertConfig:

@@ -56,8 +56,11 @@ def test_config_json_is_read_once(tmp_path):
     ours = saved(tmp_path)
     files = CheckpointFiles(tmp_path)
     assert DistilBertConfig.from_files(files) == ours.config
-    rewrite_config(tmp_path, n_layers=3)
-    assert_equal_parameters(DistilBertForSequenceClassification.from_files(files), ours)
+    rewrite_config(tmp_path, dropout=0.5)  # another process saves
+    assert DistilBertConfig.from_files(files) == ours.config
+    assert files.changed()
+    assert DistilBertConfig.from_files(files).dropout == 0.5
+    assert not files.changed()
 
 
 def test_loading_draws_no_random_number(tmp_path):
@@ -254,8 +257,8 @@ def test_another_head_is_refused(tmp_path, head):
             {"dim": 10**6, "max_position_embeddings": 10**6, "sinusoidal_pos_embds": True},
             r"the config says \(1000000, ",
         ),
-        ({"hidden_dim": 10**6, "dim": 10**6}, r"the config says \(1000000, 1000000\)"),
-        ({"n_layers": 10**6}, "config.json says n_layers=1000000, the file holds 2"),
+        ({"hidden_dim": 10**6, "dim": 10**6}, r"the config says \(2, 1000000\)"),
+        ({"n_layers": 1000}, "config.json says n_layers=1000, the file holds 2"),
         ({"n_layers": 1}, "config.json says n_layers=1, the file holds 2"),
         ({"num_labels": 3, "id2label": None}, r"classifier.bias is \(2,\), the config says \(3,\)"),
     ],
@@ -265,6 +268,18 @@ def test_a_false_config_allocates_no_memory(tmp_path, false, message):
     rewrite_config(tmp_path, **false)  # the first three ask for terabytes
     with pytest.raises(ValueError, match=message):
         load(tmp_path)
+
+
+def test_the_error_about_many_tensors_is_short(tmp_path):
+    saved(tmp_path)
+    rewrite(tmp_path, lambda name, tensor: (name, tensor.flatten()[:1]))
+    with pytest.raises(ValueError, match="and 34 more") as error:
+        load(tmp_path)
+    many = {f"more.{i}": torch.zeros(1) for i in range(10_000)}
+    write_tensors(load_file(tmp_path / WEIGHTS) | many, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match="and 9994 more") as other:
+        load(tmp_path)
+    assert max(len(str(each.value)) for each in (error, other)) < 1000
 
 
 # The arguments that transformers has

@@ -129,15 +129,27 @@ def test_code_in_a_hostile_pickle_is_never_run(tmp_path, monkeypatch, write):
         (torch.zeros(1).expand(2), "'classifier.bias' is not one"),  # two numbers in its shape, one in the file
         (torch.zeros(2).to_sparse(), "'classifier.bias' is not one"),
         (torch.zeros(2, device="meta"), "'classifier.bias' is not one"),
+        (torch.nested.nested_tensor([torch.zeros(2)], layout=torch.jagged), "'classifier.bias' is not one"),
         ([0.0, 0.0], "'classifier.bias' is not one"),
     ],
-    ids=["strides of 0", "sparse", "meta", "list"],
+    ids=["strides of 0", "sparse", "meta", "nested", "list"],
 )
 def test_a_pickled_tensor_whose_numbers_are_not_in_the_file_is_refused(tmp_path, tensor, message):
     saved(tmp_path)
     pickled(tmp_path, load_file(tmp_path / WEIGHTS) | {"classifier.bias": tensor})
     with pytest.raises(ValueError, match=message):
         load(tmp_path)
+
+
+def test_a_pickled_tensor_that_is_stored_negated_keeps_its_sign(tmp_path):
+    saved(tmp_path)
+    negated = torch.tensor([1 + 2j, 3 - 4j]).conj().imag
+    assert negated.is_neg()
+    pickled(tmp_path, load_file(tmp_path / WEIGHTS) | {"classifier.bias": negated})
+    loaded = load(tmp_path)
+    assert loaded.classifier.bias.tolist() == [-2.0, 4.0]
+    loaded.save_pretrained(tmp_path / "new")
+    assert load_file(tmp_path / "new" / WEIGHTS)["classifier.bias"].tolist() == [-2.0, 4.0]
 
 
 def test_a_pickle_of_something_else_is_refused(tmp_path):

@@ -107,8 +107,8 @@ def test_num_labels_wins_over_the_names_that_old_fine_tuning_left_in_place(caplo
         ({"hidden_size": 64, "dim": 32}, "dim is 32 but hidden_size, another name for it, is 64"),
         ({"activation": "gelu_new"}, r"activation must be one of \('gelu', 'relu'\), got 'gelu_new'"),
         ({"dim": 100, "n_heads": 12}, r"dim \(100\) must be divisible by n_heads \(12\)"),
-        ({"n_layers": 0}, "n_layers must be an integer from 1 to 1000000, got 0"),
-        ({"n_layers": True}, "n_layers must be an integer from 1 to 1000000, got True"),
+        ({"n_layers": 0}, "n_layers must be an integer from 1 to 1000, got 0"),
+        ({"n_layers": True}, "n_layers must be an integer from 1 to 1000, got True"),
         ({"dim": "768"}, "dim must be an integer from 1 to 1000000, got '768'"),
         ({"vocab_size": 30522.0}, "vocab_size must be an integer"),
         ({"vocab_size": 10**12}, "vocab_size must be an integer from 1 to 1000000, got 1000000000000"),
@@ -124,6 +124,8 @@ def test_num_labels_wins_over_the_names_that_old_fine_tuning_left_in_place(caplo
         ({"id2label": {"no": 0}}, "id2label must map class numbers to names"),
         ({"id2label": {"1": "no", "2": "yes"}}, r"id2label must name the classes 0 to 1 \(num_labels\)"),
         ({"num_labels": 0}, "num_labels must be an integer from 1"),
+        ({"id2label": {"0": "no", "00": "yes"}}, "id2label names a class twice"),
+        ({"n_layers": 1001}, "n_layers must be an integer from 1 to 1000, got 1001"),
     ],
 )
 def test_an_impossible_value_is_refused_by_name(content, message):
@@ -261,6 +263,13 @@ def test_a_bad_file_is_named(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as error:
         DistilBertConfig.from_pretrained(tmp_path)
     assert str(tmp_path) in str(error.value)
+
+
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(10**11)  # sparse: it takes no room on the disk
+    with pytest.raises(ValueError, match=r"config.json: 100000000000 bytes are too many for a JSON file"):
+        DistilBertConfig.from_pretrained(tmp_path)
 
 
 def test_a_missing_file_is_named(tmp_path):

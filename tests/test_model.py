@@ -160,6 +160,10 @@ EMBEDS = torch.zeros(2, 3, SIZES["dim"])
         ({"inputs_embeds": EMBEDS[..., 1:]}, r"shape \(B, S, 32\), got \(2, 3, 31\)"),
         ({"inputs_embeds": EMBEDS[0]}, r"got \(3, 32\)"),
         ({"inputs_embeds": EMBEDS[:, :0]}, r"got \(2, 0, 32\)"),
+        ({"inputs_embeds": EMBEDS.tolist()}, "must be a tensor of floating-point numbers, got list"),
+        ({"inputs_embeds": EMBEDS.long()}, "must be a tensor of floating-point numbers, got torch.int64"),
+        ({"inputs_embeds": EMBEDS.double()}, r"are torch.float64, but the model is torch.float32: .*to\(model.dtype"),
+        ({"input_ids": IDS.to("meta")}, r"are on meta, the model is on cpu: use .to\(model.device\)"),
         ({"input_ids": IDS, "position_ids": IDS[:, :2]}, r"\(2 or 1, 3\), got \(2, 2\)"),
         ({"input_ids": IDS, "position_ids": IDS * 16}, "contain 16 but max_position_embeddings is 16"),
         ({"input_ids": IDS, "position_ids": IDS.float()}, "position_ids must be a tensor of int64"),
@@ -197,6 +201,14 @@ def test_an_impossible_input_is_refused(inputs, says):
         ),
         ("DistilBertForMultipleChoice", {}, r"takes \(B, C, S\) ids .* got \(2, 3\)"),
         ("DistilBertForMultipleChoice", {"input_ids": None}, "either input_ids or inputs_embeds"),
+        ("DistilBertForMultipleChoice", {"input_ids": [[[1, 2]]]}, "must be a tensor, got list"),
+        ("DistilBertForSequenceClassification", {"labels": [0, 1]}, "labels must be a tensor, got list"),
+        ("DistilBertForTokenClassification", {"labels": IDS.numpy()}, "labels must be a tensor, got ndarray"),
+        (
+            "DistilBertForQuestionAnswering",
+            {"start_positions": [0, 1], "end_positions": [0, 1]},
+            "positions must be a tensor, got list",
+        ),
     ],
 )
 def test_labels_and_shapes_that_do_not_fit_the_head_are_refused(head, wrong, says):

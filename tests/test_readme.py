@@ -117,6 +117,14 @@ def test_imports_go_one_way():
     list(graphlib.TopologicalSorter(imports).static_order())  # a cycle is an error that shows it
 
 
+def test_the_versions_in_the_table_of_tools_are_those_that_are_tested():
+    table = re.search(r"^\| tools that .*?\n\n", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)[0]
+    versions = re.findall(r"([a-z-]+) (\d+\.\d+\.\d+)", table)
+    tested = (ROOT / "scripts" / "constraints-ecosystem.txt").read_text("utf-8").splitlines()
+    assert len(versions) >= 9
+    assert [f"{name}=={version}" for name, version in versions if f"{name}=={version}" not in tested] == []
+
+
 def test_the_tables_of_the_benchmark_are_what_it_prints():
     table = re.compile(r"^<!-- scripts/benchmark\.py (.*?) -->\n(.*?)^<!-- end -->$", re.DOTALL | re.MULTILINE)
     for page in PAGES:

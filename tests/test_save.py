@@ -6,8 +6,10 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -62,6 +64,45 @@ def test_a_save_killed_at_any_step_leaves_the_old_checkpoint_or_the_new(tmp_path
 def test_a_save_killed_at_any_time_leaves_the_old_checkpoint_or_the_new(tmp_path, old_and_new):
     folders = killed_saves("random-times", *old_and_new, tmp_path / "out")
     assert {which(folder, old_and_new) for folder in folders} <= {"old", "new"}
+
+
+def saver(new, old, folder):
+    """A process that saves one checkpoint and the other in turn until it is killed."""
+    if child := os.fork():
+        return child
+    models = [DistilBertForSequenceClassification.from_pretrained(source) for source in (new, old)]
+    for made in itertools.cycle(models):
+        made.save_pretrained(folder)
+    raise AssertionError
+
+
+def stop(*children):
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@needs_fork
+def test_loading_while_another_process_saves_never_mixes_two_checkpoints(tmp_path, old_and_new):
+    old, new = old_and_new
+    shutil.copytree(old, tmp_path / "busy")
+    child = saver(new, old, tmp_path / "busy")
+    try:
+        found = Counter(which(tmp_path / "busy", old_and_new) for _ in range(60))
+    finally:
+        stop(child)
+    assert set(found) == {"old", "new"}, found
+
+
+@needs_fork
+@pytest.mark.parametrize("attempt", range(2))
+def test_two_processes_that_save_at_once_leave_one_checkpoint(tmp_path, old_and_new, attempt):
+    old, new = old_and_new
+    shutil.copytree(old, tmp_path / "busy")
+    children = [saver(new, old, tmp_path / "busy"), saver(old, new, tmp_path / "busy")]
+    time.sleep(1)
+    stop(*children)
+    assert which(tmp_path / "busy", old_and_new) in ("old", "new")
 
 
 @needs_fork

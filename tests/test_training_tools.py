@@ -86,6 +86,11 @@ def prune(each):
     each.distilbert.transformer.layer[0].ffn.lin1 = torch.nn.Linear(32, 48)
 
 
+def share_a_layer(each):
+    first, second = each.distilbert.transformer.layer
+    second.ffn.lin1.weight = first.ffn.lin1.weight
+
+
 def change_the_labels(each):
     each.config.num_labels = 3
 
@@ -95,6 +100,8 @@ def change_the_labels(each):
     [
         (remove_a_layer, r"missing \['distilbert.transformer.layer.1.attention.k_lin.bias', "),
         (prune, r"ffn.lin1.bias is \(48,\), the config says \(64,\)"),
+        (share_a_layer, "some tensors share their memory"),
+        (lambda each: each.to("meta"), "some tensors share their memory or, on the meta device, have none"),
         (change_the_labels, r"classifier.bias is \(2,\), the config says \(3,\)"),
         (
             lambda each: each.pre_classifier.register_parameter("g", torch.nn.Parameter(torch.ones(1))),
