@@ -1,7 +1,7 @@
 """The steps of the Hugging Face course, chapters 2, 3 and 7, with the import changed.
 
 Each script runs twice on the same checkpoint, which has the head: once as it stands, once with transformers again in
-place of minibert. Both must find the same. It also runs on a checkpoint without the head.
+place of minibert. Both must find the same. Two scripts also run on a checkpoint without the head.
 """
 
 import runpy
