@@ -171,7 +171,8 @@ class PackedModel:
             n_choices, (input_ids, attention_mask, inputs_embeds, position_ids) = flatten_choices(
                 input_ids, attention_mask, inputs_embeds, position_ids
             )
-        check_inputs(self.config, input_ids, attention_mask, inputs_embeds, position_ids)
+        weight = self.encoder.embeddings.word_embeddings.weight
+        check_inputs(self.config, input_ids, attention_mask, inputs_embeds, position_ids, weight)
         tokens = cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds)
         real = find_real(tokens, attention_mask, isinstance(model, CLS_HEADS))
         layout = Layout(real.sum(1))

@@ -681,3 +681,10 @@ def test_a_linear_layer_without_a_bias_is_packed(int8):
     each.pre_classifier.bias = each.distilbert.transformer.layer[0].ffn.lin1.bias = None
     limit = 0.5 if int8 else 1e-5
     assert largest_difference(each(**inputs), pack(each, int8=int8)(**inputs), real_tokens(inputs)) <= limit
+
+
+def test_embeddings_of_another_dtype_are_refused_as_by_the_model():
+    each, embeds = model(), torch.zeros(1, 3, 32, dtype=torch.float64)
+    for run in (each, pack(each)):
+        with pytest.raises(ValueError, match=r"float64"):
+            run(inputs_embeds=embeds)

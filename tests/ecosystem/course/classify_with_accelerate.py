@@ -10,7 +10,7 @@ from transformers import DataCollatorWithPadding, get_scheduler, set_seed
 
 from minibert import DistilBertForSequenceClassification, DistilBertTokenizer
 
-EPOCHS = 3
+EPOCHS = 6
 checkpoint, data, folder = sys.argv[1:]
 dataset = load_dataset("json", data_files={part: f"{data}/{part}.json" for part in ("train", "test")})
 tokenizer = DistilBertTokenizer.from_pretrained(checkpoint)
@@ -29,7 +29,7 @@ train = DataLoader(tokenized["train"], shuffle=True, batch_size=8, collate_fn=co
 test = DataLoader(tokenized["test"], batch_size=8, collate_fn=collator)
 
 accelerator = Accelerator(cpu=True)
-optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 model, optimizer, train, test = accelerator.prepare(model, optimizer, train, test)
 steps = EPOCHS * len(train)
 schedule = get_scheduler("linear", optimizer=optimizer, num_warmup_steps=0, num_training_steps=steps)
