@@ -4,6 +4,7 @@ Without labels `output.logits`, `output["logits"]` and `output[0]` are the same 
 the dict, and not in the tuple.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -94,4 +95,6 @@ class SpanOutput(ModelOutput):
 
 
 for output in (EncoderOutput, LogitsOutput, SpanOutput):  # so that torch.export, torch.func and DDP see the tensors
-    torch.export.register_dataclass(output, serialized_type_name=f"{output.__module__}.{output.__name__}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.6 calls what it deprecates
+        torch.export.register_dataclass(output, serialized_type_name=f"{output.__module__}.{output.__name__}")

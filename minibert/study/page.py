@@ -92,7 +92,7 @@ def attention_page(
     if size > LIMIT:
         raise ValueError(
             f"the page would take {size / 2**20:.0f} MiB, more than {LIMIT / 2**20:.0f}, for {rows} rows of {tokens} "
-            f"tokens in {len(layers)} layers of {len(heads)} heads: choose fewer layers, heads, tokens or texts"
+            f"tokens in {len(layers)} layers of {len(heads)} heads: choose with layers= or heads=, or cut texts"
         )
     runs = list(_runs(model, tokenizer, inputs, layers, heads, "model" if after is None else "before"))
     if after is not None:
