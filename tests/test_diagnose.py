@@ -167,6 +167,42 @@ def test_what_differs_at_padding_only_is_no_mistake():
     assert diagnose(right, inputs, wrong).mistakes == ["causal mask"]
 
 
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("name", ["mask", "masked_scores", "probs", "dropout"])
+def test_attention_from_a_real_query_to_padding_is_wrong(classifier, name, repeated):
+    right, inputs = classifier
+    name = f"{LAYER}attention.{name}"
+    with capture(right, name) as steps:
+        output(right, inputs)
+    real = inputs["attention_mask"].bool()
+    leaky = steps[name].clone()
+    if repeated:
+        leaky = leaky.expand(-1, -1, real.shape[1], -1).clone()
+    row = int(real.sum(1).argmin())
+    leaky[row, 0, 0, -1] = -5.0 if "mask" in name else 0.5  # [CLS] -> [PAD]
+    report = diagnose(right, inputs, {name: leaky})
+    assert (report.verdict, report.step, report.given[0].result) == ("unknown", name, "DIFF")
+    assert report.given[0].error > report.given[0].tolerance
+
+
+def test_attention_of_padding_and_raw_scores_of_padded_keys_are_not_read(classifier):
+    right, inputs = classifier
+    scores, probs = LAYER + "attention.scores", LAYER + "attention.probs"
+    with capture(right, scores, probs) as steps:
+        output(right, inputs)
+    row = int(inputs["attention_mask"].sum(1).argmin())
+    steps[scores][row, 0, 0, -1] += 1  # before the mask
+    steps[probs][row, 0, -1, :] = 0.5  # a padded query's
+    report = diagnose(right, inputs, steps)
+    assert report.verdict == "right at real tokens"
+    assert [(value.result, value.error_padded > 0.1) for value in report.given] == [("PADDING", True)] * 2
+
+
+def test_logits_of_a_whole_text_have_no_error_at_padding(classifier):
+    right, inputs = classifier
+    assert diagnose(right, inputs, output(right, inputs).logits).given[0].error_padded is None
+
+
 def test_masks_may_be_repeated_for_each_query(classifier):
     right, inputs = classifier
     with capture(right, "*.attention.mask") as steps:

@@ -42,8 +42,9 @@ class GivenValue(Report):
     Args:
         name: of the step or submodule, or of what the model returns.
         shape: of the value.
-        error: at real tokens.
-        error_padded: where padding is involved.
+        error: of the numbers that real tokens read: the mask, masked scores and probabilities of their queries count
+            for all keys, also padded ones; scores for real keys.
+        error_padded: of the other numbers; None where there are none, as in logits of a whole text.
         tolerance: what rounding may do.
         result: "OK", "DIFF", or "PADDING": the value differs, but only where nobody should read it.
     """
@@ -51,7 +52,7 @@ class GivenValue(Report):
     name: str
     shape: tuple[int, ...]
     error: float
-    error_padded: float
+    error_padded: float | None
     tolerance: float
     result: str
 
@@ -178,8 +179,8 @@ def diagnose(
             GivenValue(
                 name,
                 tuple(given.values[name].shape),
-                greatest_error(right, given, name, real),
-                greatest_error(right, given, name, ~real),
+                greatest_error(right, given, name, real) or 0.0,
+                greatest_error(right, given, name, real, at_padded=True),
                 right.tolerance[name],
                 "OK" if name not in differing else "DIFF" if name in differing_at_real else "PADDING",
             )
@@ -318,19 +319,25 @@ def different(
         first: values, and their tolerance.
         second: other values; without a tolerance they are those given.
         names: which values to compare.
-        where: (B, S) bools, the positions to compare; None is all.
+        where: (B, S) bools, the real tokens: compare what they read; None is all.
         times: the tolerance.
     """
     return [
         name
         for name in names
-        if not greatest_error(first, second, name, where)
+        if not (greatest_error(first, second, name, where) or 0.0)
         <= times * max(run.tolerance.get(name, 0.0) for run in (first, second))
     ]
 
 
-def greatest_error(first: Run, second: Run, name: str, where: Tensor | None = None) -> float:
-    """Return the greatest error of a value; infinite where one of the runs lacks it or has it in another shape."""
+def greatest_error(
+    first: Run, second: Run, name: str, real: Tensor | None = None, at_padded: bool = False
+) -> float | None:
+    """Return the greatest error of all numbers of a value, or of those that real tokens read, or of the others.
+
+    Returns:
+        Infinity where one of the runs lacks the value or has it in another shape; None where there are no such numbers.
+    """
     ours, theirs = first.values.get(name), second.values.get(name)
     if ours is None or theirs is None:
         return float("inf")
@@ -338,10 +345,20 @@ def greatest_error(first: Run, second: Run, name: str, where: Tensor | None = No
         error = errors(theirs, ours)
     except RuntimeError:  # shapes that do not fit
         return float("inf")
-    if where is not None:
-        error, where = torch.broadcast_tensors(error, real_part(name, error, where))
-        error = error[where]
-    return error.max().item() if error.numel() else 0.0
+    if real is not None:
+        error, part = torch.broadcast_tensors(error, read_part(name, error, real))
+        error = error[~part if at_padded else part]
+    return error.max().item() if error.numel() else None
+
+
+def read_part(name: str, value: Tensor, real: Tensor) -> Tensor:
+    """Say which numbers of a value real tokens read; see `real_part`.
+
+    What a padded key has is not read before the mask. From the mask on it is: that is where padding leaks.
+    """
+    if value.ndim == 4 and name.rpartition(".")[2] in ("mask", "masked_scores", "probs", "dropout"):
+        return torch.ones_like(value, dtype=torch.bool) if value.shape[2] == 1 else real[:, None, :, None]
+    return real_part(name, value, real)
 
 
 def tell_apart(pair: Pair, alike: Sequence[str], names: Sequence[str]) -> tuple[dict[str, Tensor] | None, str | None]:
@@ -387,9 +404,9 @@ def count_groups(runs: Mapping[str, Run], names: Sequence[str]) -> int:
     return len(groups)
 
 
-def _numbers(value: GivenValue) -> tuple[float, float, float]:
+def _numbers(value: GivenValue) -> tuple[float, float | None, float]:
     return value.error, value.error_padded, value.tolerance
 
 
-def _cell(error: float) -> str:
-    return f"{error:.1e}" if error else "0"
+def _cell(error: float | None) -> str:
+    return "" if error is None else f"{error:.1e}" if error else "0"
