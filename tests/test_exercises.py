@@ -87,6 +87,12 @@ def test_it_is_told_graded_hinted_answered_and_reset(tmp_path, capsys):
     assert copy.read_text("utf-8") == (SOURCE / "model.py").read_text("utf-8")
 
 
+def test_a_prediction_may_be_a_whole_name(tmp_path):
+    solved(tmp_path, SCALE)
+    assert grade(tmp_path, SCALE, "distilbert.transformer.layer.0.attention.scores").ok
+    assert not grade(tmp_path, SCALE, "classifier").ok  # a step, but not the first
+
+
 def test_work_is_kept_until_it_is_reset(tmp_path):
     copy = solved(tmp_path, SCALE)
     before = copy.read_bytes()
@@ -148,7 +154,11 @@ def test_bad_inputs_are_named(tmp_path, capsys):
     assert (status, "exercises are 1 to 10, got 11" in err) == (2, True)
     solved(tmp_path, SCALE)
     status, _, err = run(capsys, "exercise", SCALE, "--folder", tmp_path, "--predict", "score")
-    assert (status, "did you mean *.scores?" in err) == (2, True)
+    assert (status, "no step's name is 'score', or ends with it: did you mean scores?" in err) == (2, True)
+    status, _, err = run(capsys, "exercise", SCALE, "--folder", tmp_path, "--predict", "*.scores")
+    assert (status, "no step's name is '*.scores'" in err) == (2, True)
+    status, _, err = run(capsys, "exercise", SCALE, "--folder", tmp_path, "--predict", "")
+    assert (status, "no step's name is ''" in err) == (2, True)
     (tmp_path / "file").write_text("")
     status, _, err = run(capsys, "exercise", SCALE, "--folder", tmp_path / "file")
     assert (status, str(Path("file") / "5") in err) == (2, True)

@@ -4,10 +4,11 @@ A copy lies in a folder of its own and takes the place of the original while it 
 changes. It is run on the demo's weights and held against the oracle, the papers' formulas in NumPy (float64).
 """
 
+import difflib
 import sys
 import tomllib
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module, invalidate_caches
@@ -22,7 +23,6 @@ from .. import DEMO
 from ..tokenizer import DistilBertTokenizer
 from .compare import Comparison, compare
 from .report import Report, table
-from .steps import matching_names
 from .walk import SENTENCES
 
 SOURCE = Path(__file__).parent.parent
@@ -160,8 +160,9 @@ def grade(folder: Path, number: int, prediction: str) -> Grade:
     with imported(copy) as heads:
         try:
             model = heads.DistilBertForSequenceClassification.from_pretrained(DEMO).double()
-            if prediction != "none":
-                matching_names(model, [f"*{prediction}" if prediction.startswith(".") else f"*.{prediction}"])
+            names = [name for name, _ in model.named_modules() if name]
+            if prediction != "none" and not any(is_called(name, prediction) for name in names):
+                raise ValueError(refusal(prediction, names))
             tokenizer = DistilBertTokenizer.from_pretrained(DEMO)
             inputs = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
             comparison = compare(model, "oracle", dict(inputs))
@@ -170,6 +171,14 @@ def grade(folder: Path, number: int, prediction: str) -> Grade:
         except Exception as error:
             raise ValueError(explain(error, copy)) from error
     return Grade(prediction, comparison.first_divergence or "none", exercise.first, faults, comparison)
+
+
+def refusal(prediction: str, names: Iterable[str]) -> str:
+    """Say that a prediction is not the name of a step, and which ends of names are like it."""
+    ends = dict.fromkeys(name.rpartition(".")[2] for name in names)
+    near = difflib.get_close_matches(prediction.rpartition(".")[2], ends)
+    hint = f": did you mean {' or '.join(near)}?" if near else ": `minibert trace` prints the names"
+    return f"no step's name is {prediction!r}, or ends with it{hint}"
 
 
 @contextmanager
