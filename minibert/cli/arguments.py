@@ -78,7 +78,10 @@ def add_study_commands(commands: Any) -> None:
     add_sentences(command)
     command.add_argument("--layer", type=int, default=0, metavar="N", help="the layer to look into; default: 0")
     command.add_argument(
-        "--head", type=int, metavar="N", help="its head; default: the one that would give [PAD] the most, as in walk"
+        "--head",
+        type=int,
+        metavar="N",
+        help="its head; default: the one whose scores, with no mask added, give [PAD] most",
     )
     command.add_argument("--row", type=int, metavar="N", help="the text, from 0; default: the shortest, as in walk")
     command.add_argument(

@@ -101,8 +101,14 @@ def keys_table(tokens: Sequence[str], keys: Mapping[str, Tensor]) -> Table:
 
 def why_this_head(layer: int, head: int) -> str:
     """Say why a head is shown that nobody asked for; see `padding_head`."""
-    why_layer = "layer 0: its scores are the same with and without the mask;\n " if layer == 0 else ""
-    return f"({why_layer}head {head}: of all heads it gives [PAD] the most without a mask)"
+    if layer > 0:  # the scores come from earlier layers, which had the mask
+        return (
+            f"(head {head}: of all heads it would give [PAD] the most, with the scores below and no mask added to them)"
+        )
+    return (
+        "(layer 0: its scores are the same with and without the mask;\n "
+        f"head {head}: of all heads it gives [PAD] the most without a mask)"
+    )
 
 
 def padding_head(scores: Tensor, real: Tensor) -> int:
