@@ -8,7 +8,7 @@ arithmetic in all layers (of the last, `packed` leaves out what [CLS] does not n
 large matrix product in the same round. "alone or in the batch" is the largest difference between a text's logits when
 it runs alone and when it runs in the batch.
 
-    pip install "minibert[bench]"
+    pip install ".[bench]"
     python scripts/benchmark.py                                        # all systems and batches: 30 to 45 minutes
     python scripts/benchmark.py --batches short tail --rounds 3 --systems packed transformers-sdpa ctranslate2
     python scripts/benchmark.py --lengths lengths.txt --plot results.svg

@@ -97,7 +97,9 @@ def train_vocabulary(texts: list[str], size: int, folder: Path) -> None:
     try:
         from tokenizers import BertWordPieceTokenizer
     except ImportError:
-        raise SystemExit("--train-vocab needs the tokenizers package: pip install 'minibert[train]'") from None
+        raise SystemExit(
+            "--train-vocab needs the tokenizers package: pip install tokenizers (the extra train)"
+        ) from None
     tokenizer = BertWordPieceTokenizer(lowercase=True)
     alphabet = [chr(i) for i in range(33, 127) if not chr(i).isupper()]  # so that no English word is [UNK]
     tokenizer.train_from_iterator(

@@ -301,5 +301,5 @@ def test_figure_refuses_what_model_and_batch_do_not_have(loaded):
 def test_figure_without_matplotlib_names_the_extra(loaded, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "matplotlib.colors", None)
-    with pytest.raises(ImportError, match=r"pip install 'minibert\[plot\]'"):
+    with pytest.raises(ImportError, match=r"pip install matplotlib \(the extra plot\)"):
         attention_figure(*loaded, TEXTS)

@@ -103,5 +103,5 @@ def test_an_attribution_is_coloured_text_in_a_notebook(attribute):
 
 def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"a plot needs matplotlib: pip install 'minibert\[plot\]'"):
+    with pytest.raises(ImportError, match=r"a plot needs matplotlib: pip install matplotlib \(the extra plot\)"):
         pad_mass(model(), batch()).plot()

@@ -405,7 +405,8 @@ def _load_transformers(name: str, name_or_folder: str | os.PathLike[str], revisi
         transformers = importlib.import_module("transformers")
     except ImportError:
         raise ValueError(
-            "to compare with transformers, install it: pip install 'minibert[test]'; or compare with the oracle alone"
+            "to compare with transformers, install it: pip install transformers (the extra test); or compare with the "
+            "oracle alone"
         ) from None
     return getattr(transformers, name).from_pretrained(
         name_or_folder, revision=revision or "main", attn_implementation="eager", dtype=torch.float32

@@ -53,7 +53,7 @@ def attention_figure(
     try:
         from matplotlib.colors import PowerNorm
     except ImportError as error:
-        raise ImportError("attention_figure needs matplotlib: pip install 'minibert[plot]'") from error
+        raise ImportError("attention_figure needs matplotlib: pip install matplotlib (the extra plot)") from error
     inputs = encode(model, tokenizer, texts, pairs, length)
     input_ids, real = inputs["input_ids"], inputs["attention_mask"]
     sizes = {"layer": (layer, model.config.n_layers), "head": (head, model.config.n_heads), "row": (row, len(real))}

@@ -23,7 +23,7 @@ def new_figure(width: float, height: float) -> "Figure":
     try:
         from matplotlib.figure import Figure  # not pyplot: it has global state
     except ImportError as error:
-        raise ImportError("a plot needs matplotlib: pip install 'minibert[plot]'") from error
+        raise ImportError("a plot needs matplotlib: pip install matplotlib (the extra plot)") from error
 
     class ShownFigure(Figure):
         def _repr_png_(self) -> bytes:
