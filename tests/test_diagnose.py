@@ -268,7 +268,8 @@ def test_the_report_prints_and_goes_into_json(classifier):
         ({"transformer.layer.0.attention.prob": 1}, "computes no .* did you mean distilbert.transformer.layer.0.atten"),
         ({"logits": np.zeros((3, 3))}, r"logits has shape \(3, 3\), but the model's has \(3, 2\)"),
         ({"logits": "high"}, "logits is not a tensor, an array or a list of numbers, but a str"),
-        ({"classifier": torch.zeros(3, 2), "distilbert.classifier": 1}, "computes no 'distilbert.classifier'"),
+        ({"distilbert.classifier": 1}, "computes no 'distilbert.classifier' for these inputs: did you mean classifier"),
+        ({"pre_clasifier": 1}, "computes no 'pre_clasifier' for these inputs: did you mean pre_classifier"),
         ({}, "no value is given"),
     ],
 )
@@ -276,6 +277,13 @@ def test_values_that_do_not_fit_are_refused(classifier, theirs, message):
     right, inputs = classifier
     with pytest.raises(ValueError, match=message):
         diagnose(right, inputs, theirs)
+
+
+@pytest.mark.parametrize("tolerance", [-1.0, float("nan"), float("inf")])
+def test_an_impossible_tolerance_is_refused(classifier, tolerance):
+    right, inputs = classifier
+    with pytest.raises(ValueError, match=f"tolerance must be a finite number, at least 0, got {tolerance}"):
+        diagnose(right, inputs, torch.zeros(3, 2), tolerance=tolerance)
 
 
 def test_a_model_that_cannot_be_asked_is_refused(classifier):
@@ -309,7 +317,16 @@ def test_the_command_reads_a_file_and_fails_where_the_values_are_wrong(checkpoin
     status, _, err = run(capsys, "diagnose", tmp_path / "right.safetensors", "not", "--model", checkpoint)
     assert status == 2
     assert "holds input_ids and attention_mask: give no texts" in err
-    for name, message in [("damaged", "not a valid safetensors file"), ("missing", "No such file")]:
-        status, _, err = run(capsys, "diagnose", tmp_path / f"{name}.safetensors", "--model", checkpoint)
+    (tmp_path / "folder.safetensors").mkdir()
+    save_file({"logits": torch.zeros(2, 2), "attention_mask": inputs["attention_mask"]}, tmp_path / "mask.safetensors")
+    for name, message in [
+        ("damaged", "not a valid safetensors file"),
+        ("missing", "No such file"),
+        ("folder", "Is a directory"),
+        ("mask", "holds attention_mask, but not input_ids: give both, or neither"),
+    ]:
+        file = tmp_path / f"{name}.safetensors"
+        status, _, err = run(capsys, "diagnose", file, "--model", checkpoint)
         assert status == 2
         assert message in err
+        assert str(file) in err

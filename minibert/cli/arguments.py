@@ -127,7 +127,10 @@ def add_study_commands(commands: Any) -> None:
         "diagnose", help="another implementation's values: which is wrong first, and which known mistake gives them"
     )
     command.add_argument(
-        "values", type=Path, metavar="FILE.safetensors", help="logits, or values by the names of steps; also input_ids"
+        "values",
+        type=Path,
+        metavar="FILE.safetensors",
+        help="logits, or values by the names of steps; also input_ids and attention_mask, as your model got them",
     )
     add_sentences(command)
     command.add_argument(

@@ -208,6 +208,8 @@ def run_diagnose(options: argparse.Namespace) -> int:
     """Print what is wrong with the values in a file; exit status 1 where something is."""
     values = read_safetensors(options.values)
     inputs = {name: values.pop(name) for name in INPUTS if name in values}
+    if inputs and "input_ids" not in inputs:
+        raise ValueError(f"{options.values} holds {' and '.join(inputs)}, but not input_ids: give both, or neither")
     if inputs and options.texts:
         raise ValueError(f"{options.values} holds {' and '.join(inputs)}: give no texts, or a file without them")
     texts = sentences(options)

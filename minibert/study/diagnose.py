@@ -102,7 +102,7 @@ class Diagnosis(Report):
         for name in self.mistakes:
             yield f"   {name}"
         if self.unseen and not self.mistakes:
-            yield f"These of {self.tried} mistakes do not show in it: {', '.join(self.unseen)}."
+            yield f"These of {self.tried} mistakes do not show in these values: {', '.join(self.unseen)}."
         if self.apart:
             yield "An input that tells them apart:" if self.mistakes else "An input that shows more of them:"
             for name, value in self.apart.items():
@@ -148,9 +148,12 @@ def diagnose(
             the rounding. For numbers that were printed with 4 decimals 5e-5.
 
     Raises:
-        ValueError: a model in training mode; values of unknown names or other shapes.
+        ValueError: a model in training mode; values of unknown names or other shapes; a tolerance that is negative or
+            not finite.
     """
     check_eval(model)
+    if tolerance is not None and not 0 <= tolerance < float("inf"):
+        raise ValueError(f"tolerance must be a finite number, at least 0, got {tolerance}")
     dtype = coarsest_dtype(theirs)
     low = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
     pair = Pair(low, copy.deepcopy(model).double(), tolerance)
@@ -265,9 +268,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a file.
 
     Raises:
-        OSError: there is no such file.
+        OSError: there is no such file, or it is a folder.
         ValueError: it is not a safetensors file.
     """
+    path.open("rb").close()  # an error that names the path
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -294,7 +298,10 @@ def read_values(model: Model, theirs: Any, right: Mapping[str, Tensor]) -> dict[
     for name, value in theirs.items():
         path = name if name in right else model.encoder_prefix + name.removeprefix("distilbert.")
         if path not in right:
-            near = difflib.get_close_matches(path, right, n=3, cutoff=0.5)
+            short = {known.removeprefix(model.encoder_prefix): known for known in right}
+            near = [
+                short[each] for each in difflib.get_close_matches(name.removeprefix("distilbert."), short, cutoff=0.5)
+            ]
             hint = f": did you mean {' or '.join(near)}?" if near else ""
             raise ValueError(f"{type(model).__name__} computes no {name!r} for these inputs{hint}")
         if path in given:
