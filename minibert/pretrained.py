@@ -212,7 +212,10 @@ class PreTrainedModel(nn.Module):
         shapes = {name: shape for name, shape in shapes.items() if name.split(".")[0] not in new}
         if problems := compare_tensors(tensors, shapes):
             if any(name.startswith(HEAD_PREFIXES) for name in shapes.keys() ^ tensors.keys()):
-                problems.append("the file has another head, or none: new_head=True draws one at random, to be trained")
+                problems.append(
+                    f"the file has no head for {cls.__name__}: choose a checkpoint that has one, or draw one at random "
+                    "with new_head=True, to be trained"
+                )
             elif all(problem.startswith(HEAD_PREFIXES) for problem in problems):
                 problems.append(
                     "new_head=True draws a new head at random, to be trained; ignore_mismatched_sizes=True draws only "
