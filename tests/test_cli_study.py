@@ -52,6 +52,11 @@ def test_padding_prints_what_it_takes_moves_and_costs(checkpoint, capsys):
     assert "nothing is padded" in err
 
 
+def test_layers_that_are_not_numbers_are_named(capsys):
+    status, _, err = run(capsys, "view", "--layers", "x")
+    assert (status, "'x' is not a list of numbers, such as 0,5" in err) == (2, True)
+
+
 @pytest.mark.parametrize("head", ["DistilBertModel", "DistilBertForMaskedLM", "DistilBertForQuestionAnswering"])
 def test_trace_and_padding_take_any_head(checkpoint, capsys, tmp_path, head):
     model(head, vocab_size=50).save_pretrained(tmp_path)

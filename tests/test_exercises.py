@@ -71,6 +71,7 @@ def test_it_is_told_graded_hinted_answered_and_reset(tmp_path, capsys):
     assert (status, err) == (0, "")
     assert out.startswith("Exercise 5 of 10: The scale\n")
     assert f"Change {copy}, and predict the first step" in out
+    assert f"    minibert exercise 5 --folder {tmp_path} --predict STEP\n" in out
     assert copy.read_text("utf-8") == (SOURCE / "model.py").read_text("utf-8")
     solved(tmp_path, SCALE)
     status, out, _ = exercise("--predict", "probs")
@@ -147,6 +148,24 @@ def test_a_copy_that_does_not_run_is_named_with_its_line(tmp_path, capsys, text,
     assert says in err
     assert grade.__module__ in sys.modules
     assert PACKAGE not in sys.modules
+
+
+def test_a_copy_that_is_not_utf_8_or_not_there_is_named(tmp_path, capsys):
+    with pytest.raises(OSError, match=r"model\.py"):
+        grade(tmp_path, SCALE, "scores")
+    copy = start(tmp_path, SCALE)
+    copy.write_bytes("# é\n".encode("latin-1") + copy.read_bytes())
+    with pytest.raises(ValueError, match="not UTF-8"):
+        grade(tmp_path, SCALE, "scores")
+    status, _, err = run(capsys, "exercise", SCALE, "--folder", tmp_path, "--predict", "scores")
+    assert (status, f"{copy} is not UTF-8" in err) == (2, True)
+    assert run(capsys, "exercise", SCALE, "--folder", tmp_path, "--reset")[0] == 0
+
+
+@pytest.mark.parametrize("option", [["--predict", "scores"], ["--answer"], ["--reset"], ["--verbose"]])
+def test_an_option_without_a_number_is_refused(capsys, option):
+    status, out, err = run(capsys, "exercise", *option)
+    assert (status, out, "say which exercise, 1 to 10" in err) == (2, "", True)
 
 
 def test_bad_inputs_are_named(tmp_path, capsys):

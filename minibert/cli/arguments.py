@@ -11,6 +11,7 @@ from .. import DEMO, __version__
 from .output import shorten, visible
 
 LONGEST = 4 * 2**20  # bytes of a text; the whole of War and Peace has 3 million
+EXERCISES_FOLDER = Path("minibert-exercises")
 
 
 class Parser(argparse.ArgumentParser):
@@ -146,7 +147,7 @@ def add_study_commands(commands: Any) -> None:
     command.add_argument("--reset", action="store_true", help="make the copy anew; what you changed in it is lost")
     command.add_argument("-v", "--verbose", action="store_true", help="show every value of the comparison")
     command.add_argument(
-        "--folder", type=Path, default=Path("minibert-exercises"), help="for the copies; default: minibert-exercises"
+        "--folder", type=Path, default=EXERCISES_FOLDER, help=f"for the copies; default: {EXERCISES_FOLDER}"
     )
     command.set_defaults(command="study.run_exercise", model="")
 
@@ -160,7 +161,10 @@ def add_sentences(command: argparse.ArgumentParser) -> None:
 
 def numbers(text: str) -> list[int]:
     """Parse numbers separated by commas."""
-    return [int(number) for number in text.split(",")]
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers, such as 0,5") from None
 
 
 def add_text_options(command: argparse.ArgumentParser, truncate: bool = False) -> None:

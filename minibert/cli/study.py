@@ -1,7 +1,8 @@
-"""The commands that look inside: walk, trace, view, padding, masks, compare, exercise."""
+"""The commands that look inside: walk, trace, view, lab, padding, masks, compare, diagnose, exercise."""
 
 import argparse
 import json
+import shlex
 import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..checkpoint import CheckpointFiles
 from ..heads import DistilBertForSequenceClassification
 from ..study.compare import compare_checkpoint
 from ..study.diagnose import INPUTS, diagnose, read_safetensors
-from ..study.exercises import EXERCISES, grade, initial, start
+from ..study.exercises import EXERCISES, grade, initial, read_copy, start
 from ..study.lab import attention_lab
 from ..study.leak import check_pad_invariance, leak_routes, renormalisation
 from ..study.masks import compare_masks
@@ -26,7 +27,7 @@ from ..study.report import Report, plain, table
 from ..study.trace import trace
 from ..study.walk import SENTENCES, walk
 from ..tokenizer import DistilBertTokenizer
-from .arguments import read_texts
+from .arguments import EXERCISES_FOLDER, read_texts
 from .output import check_output_file, say, write_file
 
 # The logits of SENTENCES in the order of walk.RUNS, as the note that this project grew from prints them.
@@ -60,7 +61,7 @@ def load(
 
 
 def run_walk(options: argparse.Namespace) -> int:
-    """Print the walk; for the official checkpoint also hold its logits against the published ones."""
+    """Print the walk; for the official checkpoint also compare its logits with the published ones."""
     texts = sentences(options)
     model, tokenizer = load(options, texts, DistilBertForSequenceClassification.from_files)
     result = walk(model, tokenizer, texts)
@@ -138,8 +139,10 @@ def run_padding(options: argparse.Namespace) -> int:
         {
             "Attention that real tokens give to padding": pad_mass(model, inputs, mask=False),
             "The same with the mask": pad_mass(model, inputs),
-            "Drift of each sentence from itself alone, without the mask": padding_drift(model, tokenizer, texts, False),
-            "Drift with the mask": padding_drift(model, tokenizer, texts),
+            "How far each padded sentence is from the same sentence alone, without the mask": padding_drift(
+                model, tokenizer, texts, False
+            ),
+            "The same distance with the mask": padding_drift(model, tokenizer, texts),
             "Other ids in the padded slots, with the mask": check_pad_invariance(model, inputs),
             "In layer 0 the mask only renormalises": renormalisation(model, inputs),
             "How padding reaches [CLS]: the mask in the rows of some queries only": leak_routes(model, inputs),
@@ -171,17 +174,20 @@ def run_compare(options: argparse.Namespace) -> int:
 def run_exercise(options: argparse.Namespace) -> int:
     """Print an exercise, or grade its copy; exit status 1 where the change or the prediction is not right."""
     if options.number is None:
+        if options.predict is not None or options.answer or options.reset or options.verbose:
+            raise ValueError(f"say which exercise, 1 to {len(EXERCISES)}, as in `minibert exercise 5 --predict STEP`")
         print(*(f"{number:>2}  {exercise.title}" for number, exercise in enumerate(EXERCISES, 1)), sep="\n")
         print("\nminibert exercise N makes a copy to change, and says what to do; minibert itself stays as it is.")
         return 0
     copy = start(options.folder, options.number, options.reset)
     exercise = EXERCISES[options.number - 1]
     print(f"Exercise {options.number} of {len(EXERCISES)}: {exercise.title}\n\n{paragraph(exercise.task)}\n")
-    is_unchanged = not exercise.made and copy.read_text("utf-8") == initial(options.number)
+    is_unchanged = read_copy(copy) == initial(options.number) and not exercise.made
     if options.predict is None or is_unchanged:
         verb = "Read" if exercise.made and exercise.first != "none" else "Change"
         say(f"{verb} {copy}, and predict the first step that differs from the papers' formulas:")
-        print(f"    minibert exercise {options.number} --predict STEP")
+        folder = "" if options.folder == EXERCISES_FOLDER else f" --folder {shlex.quote(str(options.folder))}"
+        say(f"    minibert exercise {options.number}{folder} --predict STEP")
         print("STEP is a name or its end, such as ffn.lin1 or layer.1.attention.q; or none.")
         if options.predict is not None:
             print("\nThe copy is unchanged so far: change it first.")

@@ -1,7 +1,7 @@
 """Ten exercises: change a copy of `mask.py` or `model.py`, predict the first step that differs, and see.
 
 A copy lies in a folder of its own and takes the place of the original while it is graded; minibert itself never
-changes. It is run on the demo's weights and held against the oracle, the papers' formulas in NumPy (float64).
+changes. It is run on the demo's weights and compared with the oracle, the papers' formulas in NumPy (float64).
 """
 
 import difflib
@@ -78,6 +78,19 @@ def start(folder: Path, number: int, reset: bool = False) -> Path:
     return copy
 
 
+def read_copy(copy: Path) -> str:
+    """Return the text of a copy.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is not UTF-8.
+    """
+    try:
+        return copy.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{copy} is not UTF-8 ({error.reason}): save it as UTF-8, or reset it") from None
+
+
 def initial(number: int) -> str:
     """Return the text that a copy starts with."""
     exercise = EXERCISES[number - 1]
@@ -145,7 +158,7 @@ def is_called(name: str, short: str) -> bool:
 
 
 def grade(folder: Path, number: int, prediction: str) -> Grade:
-    """Run the copy of an exercise and hold it against the oracle and the prediction.
+    """Run the copy of an exercise and compare it with the oracle, and its first difference with the prediction.
 
     Args:
         folder: where copies are kept.
@@ -154,9 +167,11 @@ def grade(folder: Path, number: int, prediction: str) -> Grade:
 
     Raises:
         OSError: there is no copy.
-        ValueError: a prediction that is not a step's name; code in the copy that fails, with its line.
+        ValueError: a prediction that is not a step's name; a copy that is not UTF-8; code in it that fails, with its
+            line.
     """
     copy, exercise = exercise_file(folder, number), EXERCISES[number - 1]
+    read_copy(copy)  # Python would import the original where there is no copy, and not name a file that is not UTF-8
     with imported(copy) as heads:
         try:
             model = heads.DistilBertForSequenceClassification.from_pretrained(DEMO).double()
