@@ -101,7 +101,7 @@ def test_every_file_that_is_named_exists(page):
         assert (root / from_root).exists(), path
 
 
-def test_imports_go_one_way():
+def test_imports_form_no_cycle():
     package = Path(minibert.__file__).parent
     rooms = {path.stem for path in package.iterdir() if path.suffix == ".py" or path.is_dir()}  # a file or a folder
     imports = {}

@@ -119,7 +119,7 @@ class PaddingDrift(Report):
 
     def plot(self) -> "Figure":
         """Draw the greatest difference of each text, stage by stage; needs matplotlib."""
-        title = f"Drift of each text from itself alone, {'with' if self.mask else 'without'} the mask"
+        title = f"How far each padded text is from the same text alone, {'with' if self.mask else 'without'} the mask"
         lines = {f"text {row}": values for row, values in enumerate(self.max.T)}
         return curves(self.stages, lines, title, "after", "greatest difference")
 
@@ -349,9 +349,9 @@ def padding_cost(
 
     Args:
         lengths: tokens of each text, [CLS] and [SEP] included, in the order of the texts.
-        max_length: what "max_length" pads to.
+        max_length: what "max_length" pads to. Its default is distilbert-base's, 512 positions, whatever `config` says.
         batch_size: rows of a batch; the last may have fewer.
-        config: sizes of the model.
+        config: sizes of the model; by default distilbert-base.
 
     Raises:
         ValueError: no lengths, or one that is not from 1 to max_length; a batch_size below 1.
