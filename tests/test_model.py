@@ -11,6 +11,7 @@ import torch
 
 import minibert
 
+from .machine import needs_outputs_in_graphs
 from .models import BASE_SIZES, HEADS, SIZES, batch, labels, model, tensors
 
 each_head = pytest.mark.parametrize("head", HEADS)
@@ -84,6 +85,7 @@ def test_attentions_are_the_probabilities_before_dropout():
 
 
 @each_head
+@needs_outputs_in_graphs
 def test_compiles_as_one_graph(head):
     # The "eager" backend runs the captured graph with PyTorch's own kernels: no C++ compiler needed.
     each, inputs = model(head), batch(head)
