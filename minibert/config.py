@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,6 +17,10 @@ logger = logging.getLogger(__name__)
 ALIASES = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
 SIZES = ("vocab_size", "max_position_embeddings", "dim", "n_layers", "n_heads", "hidden_dim")
 LABELS = ("num_labels", "id2label", "label2id")
+FILE_CHOICES = (
+    *("subfolder", "variant", "gguf_file", "state_dict", "key_mapping", "from_tf", "from_flax"),
+    *("quantization_config", "load_in_4bit", "load_in_8bit"),
+)
 ACTIVATIONS = ("gelu", "relu")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 LARGEST_SIZE = 1_000_000  # far above any real checkpoint; a wrong number in a file must not allocate terabytes
@@ -90,7 +95,8 @@ class DistilBertConfig:
             values["id2label"] = {i: label for label, i in label2id.items()}
         names = {field.name for field in fields(self)}
         if unknown := sorted(values.keys() - names):
-            warnings.warn(f"DistilBERT has no {', '.join(unknown)}: the config keeps them without effect", stacklevel=2)
+            message = f"DistilBERT has no {', '.join(unknown)}: the config keeps them without effect"
+            warnings.warn(message, stacklevel=callers_level())
         vars(self).update({field.name: field.default for field in fields(self)} | values)
         if self.id2label is not None:
             vars(self)["id2label"] = read_names(self.id2label)
@@ -226,7 +232,7 @@ class DistilBertConfig:
         files = CheckpointFiles(
             name_or_folder, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
-        return cls.from_files(files).changed(**values)
+        return cls.from_files(files).changed(**without_file_choices(values))
 
 
 def rename_aliases(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,6 +241,24 @@ def rename_aliases(values: Mapping[str, Any]) -> dict[str, Any]:
         if alias in values and name in values and values[alias] != values[name]:
             raise ValueError(f"{name} is {values[name]!r} but {alias}, another name for it, is {values[alias]!r}")
     return {ALIASES.get(name, name): value for name, value in values.items()}
+
+
+def without_file_choices(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuse the keywords of transformers that choose other files or other weights; None and False choose nothing."""
+    for name in FILE_CHOICES:
+        if values.get(name):
+            raise ValueError(
+                f"minibert has no {name}=: pass the folder itself that holds config.json and the weights to load"
+            )
+    return {name: value for name, value in values.items() if name not in FILE_CHOICES}
+
+
+def callers_level() -> int:
+    """Return the `stacklevel` with which the function that calls this one warns the caller of minibert."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("minibert", "dataclasses"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def check_model_type(model_type: object) -> None:
