@@ -21,6 +21,7 @@ FILE_CHOICES = (
     *("subfolder", "variant", "gguf_file", "state_dict", "key_mapping", "from_tf", "from_flax"),
     *("quantization_config", "load_in_4bit", "load_in_8bit"),
 )
+CALL_ARGUMENTS = {"output_attentions", "output_hidden_states"}
 ACTIVATIONS = ("gelu", "relu")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 LARGEST_SIZE = 1_000_000  # far above any real checkpoint; a wrong number in a file must not allocate terabytes
@@ -60,7 +61,7 @@ class DistilBertConfig:
         problem_type: the loss of a sequence classifier; None infers it from the labels at each call.
 
     Raises:
-        ValueError: names a field whose value no DistilBERT can have.
+        ValueError: names a field whose value no DistilBERT can have, or an argument of the model's call.
     """
 
     model_type: ClassVar[str] = "distilbert"
@@ -93,6 +94,8 @@ class DistilBertConfig:
         label2id = values.pop("label2id", None)
         if isinstance(label2id, Mapping) and values.get("id2label") is None:
             values["id2label"] = {i: label for label, i in label2id.items()}
+        for name in CALL_ARGUMENTS & values.keys():
+            check_call_argument(name, values[name])
         names = {field.name for field in fields(self)}
         if unknown := sorted(values.keys() - names):
             message = f"DistilBERT has no {', '.join(unknown)}: the config keeps them without effect"
@@ -140,6 +143,7 @@ class DistilBertConfig:
 
     def __setattr__(self, name: str, value: Any) -> None:
         name = ALIASES.get(name, name)
+        check_call_argument(name, value)
         if name in SIZES:
             raise AttributeError(
                 f"{name} cannot be set: dataclasses.replace(config, {name}={value!r}) makes a new config"
@@ -156,7 +160,7 @@ class DistilBertConfig:
             ValueError: as the constructor.
         """
         values = {name: value for name, value in values.items() if name not in LABELS or value is not None}
-        if values.get("num_labels") == self.num_labels:
+        if values.get("num_labels") == self.num_labels and not values.keys() & {"id2label", "label2id"}:
             del values["num_labels"]  # the names stay
         if any(name in values for name in LABELS):
             values = {"num_labels": None, "id2label": None} | values
@@ -251,6 +255,12 @@ def without_file_choices(values: Mapping[str, Any]) -> dict[str, Any]:
                 f"minibert has no {name}=: pass the folder itself that holds config.json and the weights to load"
             )
     return {name: value for name, value in values.items() if name not in FILE_CHOICES}
+
+
+def check_call_argument(name: str, value: object) -> None:
+    """Refuse to ask for more outputs in the config, where transformers takes them too; False asks for nothing."""
+    if name in CALL_ARGUMENTS and value:
+        raise ValueError(f"{name} is an argument of the call: model(…, {name}=True)")
 
 
 def callers_level() -> int:
