@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, fields
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import torch
@@ -279,11 +279,18 @@ class Vocabulary:
 
     def batch_decode(
         self,
-        sequences: Sequence[Ids] | torch.Tensor | np.ndarray,
+        sequences: Sequence[Ids] | Ids,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
-        """Turn the ids of several texts back into texts; the arguments are those of `decode`."""
+        """Turn the ids of several texts back into texts; the arguments are those of `decode`.
+
+        The ids of one text, not in a list, give a list of one text.
+        """
+        if isinstance(sequences, (torch.Tensor, np.ndarray)):
+            sequences = sequences.tolist()
+        if len(sequences) and isinstance(sequences[0], (int, np.integer)):
+            return [self.decode(cast(Ids, sequences), skip_special_tokens, clean_up_tokenization_spaces)]
         return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in sequences]
 
 
