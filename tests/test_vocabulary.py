@@ -219,3 +219,8 @@ def test_added_tokens_are_those_of_transformers(tmp_path):
     ours.save_pretrained(tmp_path)
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert loaded(texts, padding=True) == theirs(texts, padding=True)
+    assert loaded.extra_special_tokens == ours.extra_special_tokens == ["[PAD]", "<x>", "<s>", "<t>", "<e>"]
+    ids = ours(texts[0]).input_ids
+    assert loaded.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True)
+    again = DistilBertTokenizer.from_pretrained(tmp_path)
+    assert again.extra_special_tokens == ours.extra_special_tokens
