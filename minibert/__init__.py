@@ -18,6 +18,8 @@ from .model import DistilBertModel
 from .packed import pack
 from .tokenizer import DistilBertTokenizer
 
+DistilBertTokenizerFast = DistilBertTokenizer  # transformers has both names
+
 __version__ = "0.1.0"
 DEMO = Path(__file__).with_name("demo")  # the folder of the small trained checkpoint that ships with the package
 
@@ -31,6 +33,7 @@ __all__ = [
     "DistilBertForTokenClassification",
     "DistilBertModel",
     "DistilBertTokenizer",
+    "DistilBertTokenizerFast",
     "additive_mask",
     "pack",
 ]

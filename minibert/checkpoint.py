@@ -212,7 +212,7 @@ def _write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[
     except SafetensorError as error:
         raise OSError(f"{folder}: cannot be written to ({error})") from None
     finally:
-        if not config_file.is_file() or weights.name not in config_file.read_text(encoding="utf-8"):
+        if not config_file.is_file() or weights.name.encode() not in config_file.read_bytes():
             weights.unlink(missing_ok=True)
 
 

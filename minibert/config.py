@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,6 +17,11 @@ logger = logging.getLogger(__name__)
 ALIASES = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
 SIZES = ("vocab_size", "max_position_embeddings", "dim", "n_layers", "n_heads", "hidden_dim")
 LABELS = ("num_labels", "id2label", "label2id")
+FILE_CHOICES = (
+    *("subfolder", "variant", "gguf_file", "state_dict", "key_mapping", "from_tf", "from_flax"),
+    *("quantization_config", "load_in_4bit", "load_in_8bit"),
+)
+CALL_ARGUMENTS = {"output_attentions", "output_hidden_states"}
 ACTIVATIONS = ("gelu", "relu")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 LARGEST_SIZE = 1_000_000  # far above any real checkpoint; a wrong number in a file must not allocate terabytes
@@ -55,7 +61,7 @@ class DistilBertConfig:
         problem_type: the loss of a sequence classifier; None infers it from the labels at each call.
 
     Raises:
-        ValueError: names a field whose value no DistilBERT can have.
+        ValueError: names a field whose value no DistilBERT can have, or an argument of the model's call.
     """
 
     model_type: ClassVar[str] = "distilbert"
@@ -88,9 +94,12 @@ class DistilBertConfig:
         label2id = values.pop("label2id", None)
         if isinstance(label2id, Mapping) and values.get("id2label") is None:
             values["id2label"] = {i: label for label, i in label2id.items()}
+        for name in CALL_ARGUMENTS & values.keys():
+            check_call_argument(name, values[name])
         names = {field.name for field in fields(self)}
         if unknown := sorted(values.keys() - names):
-            warnings.warn(f"DistilBERT has no {', '.join(unknown)}: the config keeps them without effect", stacklevel=2)
+            message = f"DistilBERT has no {', '.join(unknown)}: the config keeps them without effect"
+            warnings.warn(message, stacklevel=callers_level())
         vars(self).update({field.name: field.default for field in fields(self)} | values)
         if self.id2label is not None:
             vars(self)["id2label"] = read_names(self.id2label)
@@ -134,6 +143,7 @@ class DistilBertConfig:
 
     def __setattr__(self, name: str, value: Any) -> None:
         name = ALIASES.get(name, name)
+        check_call_argument(name, value)
         if name in SIZES:
             raise AttributeError(
                 f"{name} cannot be set: dataclasses.replace(config, {name}={value!r}) makes a new config"
@@ -150,7 +160,7 @@ class DistilBertConfig:
             ValueError: as the constructor.
         """
         values = {name: value for name, value in values.items() if name not in LABELS or value is not None}
-        if values.get("num_labels") == self.num_labels:
+        if values.get("num_labels") == self.num_labels and not values.keys() & {"id2label", "label2id"}:
             del values["num_labels"]  # the names stay
         if any(name in values for name in LABELS):
             values = {"num_labels": None, "id2label": None} | values
@@ -226,7 +236,7 @@ class DistilBertConfig:
         files = CheckpointFiles(
             name_or_folder, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
-        return cls.from_files(files).changed(**values)
+        return cls.from_files(files).changed(**without_file_choices(values))
 
 
 def rename_aliases(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,6 +245,30 @@ def rename_aliases(values: Mapping[str, Any]) -> dict[str, Any]:
         if alias in values and name in values and values[alias] != values[name]:
             raise ValueError(f"{name} is {values[name]!r} but {alias}, another name for it, is {values[alias]!r}")
     return {ALIASES.get(name, name): value for name, value in values.items()}
+
+
+def without_file_choices(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuse the keywords of transformers that choose other files or other weights; None and False choose nothing."""
+    for name in FILE_CHOICES:
+        if values.get(name):
+            raise ValueError(
+                f"minibert has no {name}=: pass the folder itself that holds config.json and the weights to load"
+            )
+    return {name: value for name, value in values.items() if name not in FILE_CHOICES}
+
+
+def check_call_argument(name: str, value: object) -> None:
+    """Refuse to ask for more outputs in the config, where transformers takes them too; False asks for nothing."""
+    if name in CALL_ARGUMENTS and value:
+        raise ValueError(f"{name} is an argument of the call: model(…, {name}=True)")
+
+
+def callers_level() -> int:
+    """Return the `stacklevel` with which the function that calls this one warns the caller of minibert."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("minibert", "dataclasses"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def check_model_type(model_type: object) -> None:

@@ -4,10 +4,11 @@ Without labels `output.logits`, `output["logits"]` and `output[0]` are the same 
 the dict, and not in the tuple.
 """
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -37,6 +38,19 @@ class ModelOutput(Mapping[str, Any], dict[str, Any]):  # type: ignore[misc, meta
 
     def __len__(self) -> int:
         return len(self._present())
+
+    def copy(self) -> Self:
+        """Return an output with the same tensors."""
+        return copy.copy(self)
+
+    def __or__(self, other: Any) -> dict[str, Any]:
+        return self._present() | other
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("an output is changed by its attributes only: set the attribute, or change dict(output)")
+
+    # The inherited methods would change the dict that lies hidden in an output, and that nothing reads.
+    update = setdefault = pop = popitem = clear = __delitem__ = __ior__ = _refuse
 
     def to_tuple(self) -> tuple[Any, ...]:
         """Return the fields that are not None, in their order."""

@@ -147,6 +147,7 @@ class PackedModel:
         end_positions: Tensor | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        return_dict: bool | None = None,
     ) -> Any:  # as for any module
         """Run the model without recording gradients. It takes the model's arguments, except those that are refused.
 
@@ -155,14 +156,16 @@ class PackedModel:
             dtype's minimum, so that argmax never chooses them.
 
         Raises:
-            ValueError: see `model.check_inputs`. Also refused: labels, positions of answers and `output_attentions`;
-                embeddings that require a gradient; a 4-D mask; lists; and, if the head reads [CLS], a row that begins
-                with padding.
+            ValueError: see `model.check_inputs`. Also refused: labels, positions of answers, `output_attentions` and
+                `return_dict=False`; embeddings that require a gradient; a 4-D mask; lists; and, if the head reads
+                [CLS], a row that begins with padding.
         """
         if isinstance(input_ids, list | tuple):
             raise ValueError("input_ids must be a (B, S) tensor, got a list: for rows without padding use .rows(lists)")
         if output_attentions or any(argument is not None for argument in (labels, start_positions, end_positions)):
             raise ValueError("a packed model gives no loss and no attentions: use the model itself")
+        if return_dict is False:
+            raise ValueError("a packed model gives no tuple: leave out return_dict=False, and call .to_tuple()")
         if inputs_embeds is not None and inputs_embeds.requires_grad:
             raise ValueError("a packed model records no gradient: pass inputs_embeds.detach(), or use the model itself")
         model, tokens = self.model, input_ids if inputs_embeds is None else inputs_embeds

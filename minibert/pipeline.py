@@ -152,8 +152,10 @@ class OneRowPipeline(Pipeline[str, Result]):
         """Turn a text into one row.
 
         Raises:
+            TypeError: the text is not a str.
             ValueError: the text is too long, and `truncation` is False.
         """
+        check_text(text)
         encoding = self.tokenizer([text])
         length = len(encoding.input_ids[0])
         if length <= self.max_length:
@@ -191,6 +193,12 @@ def plan_batches(items: Iterable[Item], limit: int, size: Callable[[Any], int] =
 def count_tokens(encoded: tuple[Any, BatchEncoding]) -> int:
     """Count the tokens in all rows of an encoded text."""
     return sum(map(len, encoded[1].input_ids))
+
+
+def check_text(text: object) -> None:
+    """Refuse what is not a str: a tokenizer would take a list of two texts as a pair."""
+    if not isinstance(text, str):
+        raise TypeError(f"expected a str, got {type(text).__name__}")
 
 
 def check_at_least(least: int, name: str, value: int) -> None:
@@ -295,7 +303,12 @@ class TokenClassifier(Pipeline[str, list[Entity]]):
         self.tokenizer.truncation_side = "right"  # so that windows come from left to right
 
     def encode(self, text: str) -> BatchEncoding:
-        """Turn a text into one row, or a long text into windows."""
+        """Turn a text into one row, or a long text into windows.
+
+        Raises:
+            TypeError: the text is not a str.
+        """
+        check_text(text)
         return self.tokenizer(
             [text],
             truncation=True,

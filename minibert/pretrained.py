@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .checkpoint import CheckpointFiles, read_tensors, write_checkpoint
-from .config import LABELS, DistilBertConfig
+from .config import LABELS, DistilBertConfig, without_file_choices
 from .weights import HEAD_PREFIXES, PROJECTOR, WORDS, compare_tensors, resolve_tie, split_encoder_and_head
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,8 @@ class PreTrainedModel(nn.Module):
 
         Raises:
             OSError: a file, the repository or the revision does not exist, or the network failed.
-            ValueError: the files hold another architecture, or tensors that do not match the model.
+            ValueError: the files hold another architecture, or tensors that do not match the model; or a keyword of
+                transformers chooses other files or weights, such as `subfolder=`.
         """
         if attn_implementation not in (None, "eager"):
             raise ValueError(
@@ -151,6 +152,7 @@ class PreTrainedModel(nn.Module):
         **values: Any,
     ) -> Self:
         """Load a model from files that a tokenizer can be loaded from too, so that both are of one commit."""
+        values = without_file_choices(values)
         wanted = None if dtype == "auto" else as_dtype(dtype)
         if config is not None and not isinstance(config, DistilBertConfig):
             raise ValueError(f"config must be a minibert.DistilBertConfig, got {type(config).__name__}")

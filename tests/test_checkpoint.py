@@ -324,3 +324,22 @@ def test_what_only_transformers_can_do_is_refused(tmp_path, argument, message):
     saved(tmp_path)
     with pytest.raises(ValueError, match=message):
         load(tmp_path, **argument)
+
+
+@pytest.mark.parametrize("name", ["subfolder", "variant", "gguf_file", "quantization_config", "load_in_8bit"])
+@pytest.mark.parametrize("kind", [DistilBertForSequenceClassification, DistilBertConfig])
+def test_a_keyword_that_chooses_other_weights_is_refused(tmp_path, kind, name):
+    saved(tmp_path)
+    with pytest.raises(ValueError, match=f"minibert has no {name}=: pass the folder itself"):
+        kind.from_pretrained(tmp_path, **{name: "other"})
+    kind.from_pretrained(tmp_path, **{name: None})  # chooses nothing
+
+
+@pytest.mark.parametrize("kind", [DistilBertForSequenceClassification, DistilBertConfig])
+def test_the_warning_of_an_unknown_keyword_names_the_line_of_the_caller(tmp_path, kind):
+    saved(tmp_path)
+    with pytest.warns(UserWarning, match="DistilBERT has no use_cache") as record:
+        kind.from_pretrained(tmp_path, use_cache=True)
+    with pytest.warns(UserWarning, match="DistilBERT has no use_cache") as more:
+        DistilBertConfig(use_cache=True)
+    assert {warning.filename for warning in (*record, *more)} == {__file__}

@@ -163,14 +163,35 @@ def test_both_names_of_a_size_are_taken_and_read(alias, name):
 
 
 def test_an_unknown_keyword_is_kept_with_a_warning_and_not_saved():
-    with pytest.warns(UserWarning, match="DistilBERT has no output_attentions, use_cache: the config keeps them"):
-        config = DistilBertConfig(use_cache=False, output_attentions=True)
+    with pytest.warns(UserWarning, match="DistilBERT has no torchscript, use_cache: the config keeps them"):
+        config = DistilBertConfig(use_cache=False, torchscript=True)
     config.use_cache = True  # as a Trainer does, without a warning
     assert (config.use_cache, config.get("use_cache"), config.get("pruned_heads", {})) == (True, True, {})
     assert config == DistilBertConfig()
     assert config.to_dict() == DistilBertConfig().to_dict()
     with pytest.raises(AttributeError):
         config.pruned_heads  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["output_attentions", "output_hidden_states"])
+def test_what_a_call_returns_is_not_asked_for_in_the_config(name):
+    config, message = DistilBertConfig(), rf"{name} is an argument of the call: model\(…, {name}=True\)"
+    for ask in (
+        lambda: setattr(config, name, True),
+        lambda: DistilBertConfig(**{name: True}),
+        lambda: config.changed(**{name: True}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ask()
+    setattr(config, name, False)  # asks for nothing
+    assert DistilBertConfig.from_dict(DistilBertConfig().to_dict() | {name: True}) == config  # files may hold it
+
+
+@pytest.mark.parametrize("given", ["id2label", "label2id"])
+def test_a_number_of_labels_that_contradicts_the_names_is_refused(given):
+    names = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+    with pytest.raises(ValueError, match=r"id2label must name the classes 0 to 1 \(num_labels\)"):
+        DistilBertConfig(num_labels=2).changed(num_labels=2, **{given: names[given]})
 
 
 @pytest.mark.parametrize("name", [*SIZES, *ALIASES])

@@ -1,6 +1,7 @@
 """Outputs are dataclasses, mappings and sequences; torch.export, torch.func and accelerate see their tensors."""
 
 import copy
+import operator
 import pickle
 
 import pytest
@@ -53,6 +54,37 @@ def test_an_output_is_built_again_from_its_mapping(kind):
         assert list(again) == names
         assert all(torch.equal(again[name], output[name]) for name in names)
         assert again.hidden_states is None
+
+
+def test_the_methods_of_a_dict_lose_nothing():
+    output = LogitsOutput(loss=torch.tensor(1.0), logits=torch.ones(2))
+    for again in (output.copy(), copy.copy(output)):
+        assert (type(again), list(again)) == (LogitsOutput, ["loss", "logits"])
+        assert again.logits is output.logits
+    again = output.copy()
+    again.loss = None
+    assert output.loss is not None
+    assert output | {"loss": 0, "more": 1} == {"loss": 0, "logits": output.logits, "more": 1}
+    assert {"loss": 0, "more": 1} | output == {"loss": output.loss, "logits": output.logits, "more": 1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda output: output.update(logits=0),
+        lambda output: output.setdefault("loss", 0),
+        lambda output: output.pop("logits"),
+        lambda output: output.popitem(),
+        lambda output: output.clear(),
+        lambda output: operator.delitem(output, "logits"),
+        lambda output: operator.ior(output, {"logits": 0}),
+    ],
+)
+def test_an_output_is_changed_by_its_attributes_only(change):
+    output = LogitsOutput(logits=torch.ones(2))
+    with pytest.raises(TypeError, match="set the attribute"):
+        change(output)
+    assert list(output) == ["logits"]
 
 
 @each_head

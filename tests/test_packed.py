@@ -483,6 +483,7 @@ SENTENCES = [
     [
         ({"labels": torch.tensor([0, 1, 0])}, "no loss and no attentions"),
         ({"start_positions": torch.tensor([0, 1, 0])}, "no loss and no attentions"),
+        ({"return_dict": False}, "gives no tuple: leave out return_dict=False"),
         ({"output_attentions": True}, "no loss and no attentions"),
         ({"attention_mask": torch.ones(3, 1, 7, 7, dtype=torch.bool)}, "for a 4-D pattern use the model itself"),
         ({"attention_mask": batch(mask="left")["attention_mask"]}, "row 0 begins with padding"),

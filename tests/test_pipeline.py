@@ -315,7 +315,7 @@ def test_a_long_text_is_cut_with_truncation_and_the_log_says_so(checkpoints, cap
     ("task", "options", "texts", "says"),
     [
         (TextClassifier, {}, ["ada", "ada " * 50], "text 2: it has 52 tokens, more than 48: truncate or split it"),
-        (TextClassifier, {}, ["ada", None], "text 2: .* is NoneType, not str"),
+        (TextClassifier, {}, ["ada", None], "text 2: expected a str, got NoneType"),
         (TextClassifier, {"batch_tokens": 0}, [], "batch_tokens must be at least 1, got 0"),
         (MaskFiller, {}, ["[MASK]", "ada"], r"text 2: it has no \[MASK\] to fill"),
         (MaskFiller, {"truncation": True}, ["ada " * 50 + "[MASK]"], r"text 1: it has no \[MASK\]"),
@@ -326,6 +326,9 @@ def test_a_long_text_is_cut_with_truncation_and_the_log_says_so(checkpoints, cap
         (QuestionAnswerer, {}, [{"question": "a", "context": "b"}], r"text 1: expected a pair .* got dict"),
         (QuestionAnswerer, {}, [("a",)], r"text 1: expected a pair .* got tuple"),
         (TextClassifier, {}, ["ada", "\u200b\ufeff"], "text 2: it has no tokens"),
+        (TextClassifier, {}, ["ada", ["ada", "love"]], "text 2: expected a str, got list"),
+        (TokenClassifier, {}, [("ada", "love")], "text 1: expected a str, got tuple"),
+        (TokenClassifier, {}, [None], "text 1: expected a str, got NoneType"),
         (TextClassifier, {"max_length": 0}, [], "max_length must be at least 3, got 0"),
         (QuestionAnswerer, {}, [("ada " * 45, "ada")], "text 1: the question leaves no room .* window of 48 tokens"),
         (Embedder, {"pooling": "max"}, [], "pooling must be 'mean' or 'cls', got 'max'"),

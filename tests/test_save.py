@@ -295,3 +295,11 @@ def test_the_auto_classes_take_a_folder_with_the_tokenizer_without_a_warning(tmp
         their_tokenizer(["Hello world", "Hello"], padding=True, return_tensors="pt").input_ids, inputs.input_ids
     )
     assert torch.equal(theirs(inputs.input_ids, inputs.attention_mask).logits, ours(**inputs).logits)
+
+
+def test_a_save_that_fails_over_a_config_that_is_not_utf8_says_why(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: os.fstat(-1))  # a disk that fails
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        model(CLASSIFIER).save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

@@ -512,6 +512,9 @@ def test_a_batch_encoding_is_a_mapping_with_attributes_that_moves():
         assert copied.input_ids.tolist() == [[2, 5, 3]]
         assert copied.word_ids() == [None, 0, None]
     assert batch.to("meta", non_blocking=True) is batch
+    with pytest.raises(TypeError, match=r"expected a device, got torch\.float16"):
+        batch.to(torch.float16)
+    assert batch.input_ids.dtype == torch.int64
     assert batch.attention_mask.device.type == "meta"
     assert SMALL("a").to("meta").input_ids == [2, 5, 3]
 
@@ -538,6 +541,10 @@ def test_decoding_a_batch():
     batch = UNCASED(["the movie", "good"], padding=True, return_tensors="pt")
     assert UNCASED.batch_decode(batch.input_ids, skip_special_tokens=True) == ["the movie", "good"]
     assert UNCASED.batch_decode([[2, 3], []]) == ["[CLS] [SEP]", ""]
+    for ids in ([2, 3], (2, 3), torch.tensor([2, 3]), np.array([2, 3]), list(np.array([2, 3]))):
+        assert UNCASED.batch_decode(ids) == ["[CLS] [SEP]"]  # the ids of one text
+    assert UNCASED.batch_decode(torch.tensor([[2, 3], [3, 2]])) == ["[CLS] [SEP]", "[SEP] [CLS]"]
+    assert UNCASED.batch_decode([]) == []
     its = UNCASED.convert_tokens_to_ids(["it", "'", "s"])
     assert UNCASED.batch_decode([its], clean_up_tokenization_spaces=True) == ["it's"]
 

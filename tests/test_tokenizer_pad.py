@@ -33,6 +33,11 @@ def test_pad_gives_what_a_call_gives(options):
     )
 
 
+@pytest.mark.parametrize("padding", [True, "longest", False])
+def test_max_length_is_for_its_own_kind_of_padding(padding):
+    assert TOKENIZER.pad(ROWS, padding=padding, max_length=6) == TOKENIZER.pad(ROWS, padding=padding)
+
+
 def test_one_row_stays_one_row():
     assert TOKENIZER.pad({"input_ids": [2, 5, 3]}, padding="max_length", max_length=5) == {
         "input_ids": [2, 5, 3, 0, 0],
@@ -84,7 +89,6 @@ def test_tensors_in_tensors_out(kind, make):
             "input_ids of row 0 are lists: pass each choice as a separate",
         ),
         (ROWS, {"padding": False, "return_tensors": "pt"}, ValueError, r"rows of \[2, 3\] tokens cannot be one tensor"),
-        (ROWS, {"max_length": 6}, ValueError, "max_length=6 alone does nothing"),
         (ROWS, {"padding": "max_length", "max_length": 13, "return_tensors": "pt"}, ValueError, "the model takes 12"),
         (
             [{"input_ids": [2, 3], "labels": [1, 1]}, {"input_ids": [2], "labels": [1]}],

@@ -117,6 +117,33 @@ def test_a_setting_that_changes_takes_effect():
 
 
 @pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda tokenizer: tokenizer.add_tokens(["new", "\n"]), ValueError, "an added token of white space"),
+        (lambda tokenizer: setattr(tokenizer, "pad_token", ["a"]), TypeError, r"pad_token must be a str, not \['a'\]"),
+        (
+            lambda tokenizer: tokenizer.add_special_tokens({"extra_special_tokens": ["<a>"], "mask_token": 3}),
+            TypeError,
+            "a token must be a str or an AddedToken, not 3",
+        ),
+        (
+            lambda tokenizer: tokenizer.add_special_tokens({"extra_special_tokens": ["<a>"], "mask_token": ["a", "b"]}),
+            TypeError,
+            "a token must be a str or an AddedToken",
+        ),
+    ],
+)
+def test_after_an_error_the_tokenizer_is_as_before_and_can_be_saved(tmp_path, change, error, message):
+    tokenizer = small()
+    before = pickle.dumps(tokenizer)
+    with pytest.raises(error, match=message):
+        change(tokenizer)
+    assert pickle.dumps(tokenizer) == before
+    tokenizer.save_pretrained(tmp_path)
+    assert DistilBertTokenizer.from_pretrained(tmp_path).vocab == VOCAB
+
+
+@pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         ("pad_token", "<p>", r"'<p>' is not in the vocabulary: add_special_tokens\({'pad_token': '<p>'}\) adds it"),
@@ -192,3 +219,8 @@ def test_added_tokens_are_those_of_transformers(tmp_path):
     ours.save_pretrained(tmp_path)
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert loaded(texts, padding=True) == theirs(texts, padding=True)
+    assert loaded.extra_special_tokens == ours.extra_special_tokens == ["[PAD]", "<x>", "<s>", "<t>", "<e>"]
+    ids = ours(texts[0]).input_ids
+    assert loaded.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True)
+    again = DistilBertTokenizer.from_pretrained(tmp_path)
+    assert again.extra_special_tokens == ours.extra_special_tokens

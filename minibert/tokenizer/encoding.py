@@ -110,7 +110,13 @@ class BatchEncoding(dict[str, Any]):
         return self._rows[index]
 
     def to(self, device: str | int | torch.device, *, non_blocking: bool = False) -> Self:
-        """Move the tensors to a device, in place, and return self; other values stay as they are."""
+        """Move the tensors to a device, in place, and return self; other values stay as they are.
+
+        Raises:
+            TypeError: a dtype in place of a device: ids are integers.
+        """
+        if isinstance(device, torch.dtype):
+            raise TypeError(f"expected a device, got {device}: ids are integers, and only a model changes its dtype")
         for name, value in self.items():
             if isinstance(value, torch.Tensor):
                 self[name] = value.to(device, non_blocking=non_blocking)

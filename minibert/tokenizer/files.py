@@ -155,6 +155,9 @@ def write_tokenizer(
     lines = [tokens.get(i, tokens[last]) for i in range(last + 1)]
     decoder = {str(i): asdict(token) for i, token in sorted(added_tokens.items())}
     config = {**settings, "added_tokens_decoder": decoder, "tokenizer_class": "DistilBertTokenizer"}
+    special = [token.content for token in added_tokens.values() if token.special]
+    if without_role := [token for token in special if token not in settings.values()]:
+        config["additional_special_tokens"] = without_role  # transformers 4 and 5 both read this name
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "vocab.txt", "".join(f"{line}\n" for line in lines).encode())
     write_atomically(folder / "tokenizer_config.json", to_json(config))

@@ -303,7 +303,7 @@ class DistilBertTokenizer(Vocabulary):
             encoded_inputs: a list of mappings, one for each row; or a mapping with the values of all rows or of one.
                 The values that a call returns are padded, other values such as `labels` are not.
             padding: this and the following arguments are as in a call.
-            max_length: for `padding="max_length"`.
+            max_length: for `padding="max_length"`; any other padding ignores it, as transformers does.
             pad_to_multiple_of: as in a call.
             padding_side: as in a call.
             return_attention_mask: False leaves out `attention_mask`; else a missing one is made.
@@ -313,7 +313,9 @@ class DistilBertTokenizer(Vocabulary):
             TypeError: `encoded_inputs` is something else.
             ValueError: options or values that contradict each other, or values that cannot be tensors.
         """
-        limit, kind, side = self._limits(padding, False, max_length, pad_to_multiple_of, padding_side)
+        limit, kind, side = self._limits(
+            padding, False, max_length if padding == "max_length" else None, pad_to_multiple_of, padding_side
+        )
         check_choice("return_tensors", return_tensors, TENSORS)
         columns, is_row, given_kind = as_columns(encoded_inputs)
         if return_attention_mask is False:

@@ -1,8 +1,9 @@
 """Tokens and their ids: the vocabulary, the special tokens, and from ids back to text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, fields
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import torch
@@ -69,17 +70,28 @@ class Vocabulary:
 
     def __setattr__(self, name: str, value: object) -> None:
         """Change a setting and what follows from it; after an error nothing has changed."""
-        before = vars(self).copy()
-        super().__setattr__(name, value)
-        if "_base_vocab" not in before or name not in self._settings():  # __init__ is not done, or not a setting
+        if "_base_vocab" not in vars(self) or name not in self._settings():  # __init__ is not done, or not a setting
+            super().__setattr__(name, value)
             return
-        try:
-            if name in SPECIAL_TOKENS and value is not None and value not in self.vocab:
-                raise ValueError(
-                    f"{value!r} is not in the vocabulary: add_special_tokens({{{name!r}: {value!r}}}) adds it"
-                )
+        with self._all_or_nothing():
+            super().__setattr__(name, value)
+            if name in SPECIAL_TOKENS and value is not None:
+                if not isinstance(value, str):
+                    raise TypeError(f"{name} must be a str, not {value!r:.60}")
+                if value not in self.vocab:
+                    raise ValueError(
+                        f"{value!r} is not in the vocabulary: add_special_tokens({{{name!r}: {value!r}}}) adds it"
+                    )
             self._update()
-        except ValueError:
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Undo every change of the tokenizer if the block raises an error."""
+        before = vars(self).copy()
+        try:
+            yield
+        except Exception:
+            vars(self).clear()
             vars(self).update(before)
             raise
 
@@ -168,8 +180,9 @@ class Vocabulary:
             i = ids.setdefault(token.content, next_id)
             next_id = max(next_id, i + 1)
             added_tokens[i] = token
-        self.added_tokens = added_tokens
-        self._update()
+        with self._all_or_nothing():
+            self.added_tokens = added_tokens
+            self._update()
         return len(self) - before
 
     def add_special_tokens(
@@ -192,10 +205,11 @@ class Vocabulary:
         for name in special_tokens:
             check_choice("the role of a special token", name, SPECIAL_TOKENS + LISTS_OF_SPECIAL_TOKENS)
         before = len(self)
-        for name, tokens in special_tokens.items():
-            self.add_tokens(tokens, special_tokens=True)
-            if name in SPECIAL_TOKENS:
-                setattr(self, name, as_added_token(tokens, special=True).content)
+        with self._all_or_nothing():
+            for name, tokens in special_tokens.items():
+                self.add_tokens(tokens, special_tokens=True)
+                if name in SPECIAL_TOKENS:
+                    setattr(self, name, as_added_token(tokens, special=True).content)
         return len(self) - before
 
     def get_special_tokens_mask(self, token_ids: Ids, *, already_has_special_tokens: Literal[True]) -> list[int]:
@@ -265,11 +279,18 @@ class Vocabulary:
 
     def batch_decode(
         self,
-        sequences: Sequence[Ids] | torch.Tensor | np.ndarray,
+        sequences: Sequence[Ids] | Ids,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
-        """Turn the ids of several texts back into texts; the arguments are those of `decode`."""
+        """Turn the ids of several texts back into texts; the arguments are those of `decode`.
+
+        The ids of one text, not in a list, give a list of one text.
+        """
+        if isinstance(sequences, (torch.Tensor, np.ndarray)):
+            sequences = sequences.tolist()
+        if len(sequences) and isinstance(sequences[0], (int, np.integer)):
+            return [self.decode(cast(Ids, sequences), skip_special_tokens, clean_up_tokenization_spaces)]
         return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in sequences]
 
 
