@@ -102,6 +102,7 @@ LEFT_OUT: dict[str, str] = {  # reason: names of tests
     """,
     "config.output_attentions and config.output_hidden_states: here they are arguments of a call": """
         test_attention_outputs test_hidden_states_output test_retain_grad_hidden_states_attentions
+        test_batching_equivalence
     """,
     "the sizes of a configuration cannot be set; resize_token_embeddings sets vocab_size": """
         test_load_with_mismatched_shapes test_model_get_set_embeddings
