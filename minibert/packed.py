@@ -46,7 +46,7 @@ from .pretrained import PreTrainedModel
 from .trial import choose_linear, find_difference
 
 CLS_HEADS = (DistilBertForSequenceClassification, DistilBertForMultipleChoice)  # they read the first token alone
-TOKEN_HEADS = (DistilBertForMaskedLM, DistilBertForTokenClassification)
+TOKEN_HEADS = (DistilBertForMaskedLM, DistilBertForTokenClassification, DistilBertForQuestionAnswering)
 FFN_ROWS = 1024  # tokens at a time on a CPU: a tensor larger than (1024, 4 D) would get new memory at each call
 
 
@@ -65,7 +65,7 @@ def pack(model: PreTrainedModel, *, int8: bool = False, batch_invariant: bool = 
         ValueError: another class of model; a model in training mode, with hooks, or with a part that is not the one
             of `model.py`; int8 or batch invariance where this model or machine cannot have it.
     """
-    if type(model) not in (DistilBertModel, DistilBertForQuestionAnswering, *CLS_HEADS, *TOKEN_HEADS):
+    if type(model) not in (DistilBertModel, *CLS_HEADS, *TOKEN_HEADS):
         raise ValueError(f"pack takes DistilBertModel and the five heads, not {type(model).__name__}")
     if any(part.training for part in model.modules()):
         raise ValueError("a packed model is for inference: call model.eval() first")
@@ -264,8 +264,6 @@ class PackedModel:
             if isinstance(model, CLS_HEADS):
                 first = x if first_only else x[layout.first]  # (B, D), of the sorted rows
                 return model.head(first[:, None])[layout.order.argsort()], states
-            if isinstance(model, DistilBertForQuestionAnswering):
-                return model.qa_outputs(x), states
             return model.head(x) if isinstance(model, TOKEN_HEADS) else x, states
 
     def _encode(self, layout: "Layout", tokens: Tensor, position_ids: Tensor, first_only: bool) -> Iterator[Tensor]:

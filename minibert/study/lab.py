@@ -17,6 +17,7 @@ from ..heads import DistilBertForSequenceClassification
 from ..tokenizer import DistilBertTokenizer
 from ..tokenizer import unicode_tables as tables
 from .page import LIMIT, Page, fill
+from .report import dtype_name
 from .steps import check_eval
 from .walk import SENTENCES
 
@@ -73,7 +74,7 @@ def attention_lab(
     data = {
         "config": {name: getattr(config, name) for name in ("n_layers", "n_heads", "activation")},
         "labels": [config.id2label[i] for i in range(config.num_labels)],
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "tensors": [[name, list(tensor.shape)] for name, tensor in weights.items()],
         "weights": base64.b64encode(b"".join(to_bytes(tensor, dtype) for tensor in weights.values())).decode(),
         "tokenizer": tokenizer_settings(tokenizer, config.max_position_embeddings),
