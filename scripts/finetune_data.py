@@ -325,6 +325,7 @@ def plot_metrics(file: Path, picture: Path) -> None:
             axes.plot(*zip(*points, strict=True), style, label=name)
     left.set(xlabel="step", ylabel="loss")
     right.set(xlabel="step", ylim=(0, 1))
-    left.legend()
-    right.legend()
+    for axes in (left, right):
+        if axes.lines:
+            axes.legend()
     figure.savefig(picture)

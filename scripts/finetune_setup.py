@@ -282,10 +282,9 @@ def load_config(args: Namespace, tokenizer: DistilBertTokenizer) -> DistilBertCo
             config = DistilBertConfig.from_dict(fitting | content)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{args.config}: not a config ({error})") from None
-    try:
-        config = config.changed(**dict(args.set))
-    except TypeError:
-        raise ValueError(f"--set: not fields of a config: {', '.join(name for name, _ in args.set)}") from None
+    if unknown := [name for name, _ in args.set if not hasattr(config, name)]:
+        raise ValueError(f"--set: a config has no field {unknown[0]!r}")
+    config = config.changed(**dict(args.set))
     if config.vocab_size < len(tokenizer):
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, but vocab_size is {config.vocab_size}")
     return config

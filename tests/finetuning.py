@@ -6,9 +6,29 @@ import random
 import sys
 from pathlib import Path
 
+import torch
+
+from minibert import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer
+
+from .command_line import WORDS
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 NEUTRAL, GOOD, BAD = "today is a day what about tomorrow im".split(), ["nice", "sure"], ["not", "but"]
 RESULTS = ("model.safetensors", "config.json", "checkpoint.safetensors", "metrics.jsonl")
+
+
+SIZES = {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 16}
+LEARNS_FAST = ["--set", "dropout=0", "attention_dropout=0", "seq_classif_dropout=0", "--learning-rate", 1e-2]
+
+
+def save_model(folder):
+    """A classifier with random weights, whose labels are not those of the files below, and its tokenizer."""
+    torch.manual_seed(0)
+    config = DistilBertConfig(
+        **SIZES, vocab_size=len(WORDS), initializer_range=0.1, id2label={0: "NEGATIVE", 1: "POSITIVE"}
+    )
+    DistilBertForSequenceClassification(config).save_pretrained(folder)
+    DistilBertTokenizer({word: i for i, word in enumerate(WORDS)}).save_pretrained(folder)
 
 
 def module(name="finetune"):
@@ -19,7 +39,10 @@ def module(name="finetune"):
 
 
 def sentence(generator, label):
-    words = [*generator.choices(NEUTRAL, k=generator.randint(1, 9)), generator.choice(GOOD if label else BAD)]
+    words = [
+        *generator.choices(NEUTRAL, k=generator.choice([1, 2, 2, 9])),
+        generator.choice(GOOD if label else BAD),
+    ]
     generator.shuffle(words)
     return words
 

@@ -13,8 +13,7 @@ import torch
 from minibert import DistilBertForSequenceClassification, DistilBertTokenizer
 from minibert.pipeline import MaskFiller, TextClassifier, TokenClassifier
 
-from .command_line import save_classifier
-from .finetuning import SCRIPTS, module, results, write_reviews, write_tags
+from .finetuning import LEARNS_FAST, SCRIPTS, module, results, save_model, write_reviews, write_tags
 
 finetune, data = module(), module("finetune_data")
 
@@ -31,7 +30,7 @@ def torch_as_before():
 def model(tmp_path_factory):
     """A checkpoint of a classifier with other labels, so that a training draws a new head."""
     folder = tmp_path_factory.mktemp("model")
-    save_classifier(folder)
+    save_model(folder)
     return folder
 
 
@@ -58,33 +57,38 @@ def metrics(folder):
 # It learns
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv"])
-def test_a_classifier_learns_which_word_decides(train, tmp_path, suffix):
-    files = write_reviews(tmp_path / f"train{suffix}", 60), write_reviews(tmp_path / f"eval{suffix}", 30, seed=1)
-    settings = ("--epochs", 5, "--learning-rate", 3e-3, "--batch-rows", 8)
-    assert train("--train", files[0], "--eval", files[1], *settings)[0] == 0
-    evaluations = [line for line in metrics(tmp_path / "out") if "accuracy" in line]
-    assert max(line["accuracy"] for line in evaluations) == 1
-    assert [sum(map(sum, line["confusion"])) for line in evaluations] == [30] * 5  # each row is counted once
-    good, bad = TextClassifier(tmp_path / "out")(["today is a nice day", "today is not a day"])
+def test_a_classifier_learns_which_word_decides_from_each_kind_of_file_alike(train, tmp_path):
+    settings = (*LEARNS_FAST, "--epochs", 4, "--batch-rows", 4)
+    for suffix in ("jsonl", "csv", "tsv"):
+        files = write_reviews(tmp_path / f"train.{suffix}", 60), write_reviews(tmp_path / f"eval.{suffix}", 30, seed=1)
+        assert train("--train", files[0], "--eval", files[1], *settings, out=suffix)[0] == 0
+    assert results(tmp_path / "jsonl") == results(tmp_path / "csv") == results(tmp_path / "tsv")
+    evaluations = [line for line in metrics(tmp_path / "tsv") if "accuracy" in line]
+    assert max(line["accuracy"] for line in evaluations) > 0.8
+    assert [sum(map(sum, line["confusion"])) for line in evaluations] == [30] * 4  # each row is counted once
+    good, bad = TextClassifier(tmp_path / "tsv")(["today is a nice day", "today is not a day"])
     assert (good.label, bad.label) == ("good", "bad")
 
 
 def test_a_token_classifier_learns_the_kinds_of_words(train, tmp_path):
-    settings = ("--epochs", 4, "--learning-rate", 3e-3, "--batch-rows", 4)
+    settings = (*LEARNS_FAST, "--epochs", 3, "--batch-rows", 4)
     files = ("--train", write_tags(tmp_path / "train.jsonl", 60), "--eval", write_tags(tmp_path / "eval.jsonl", seed=1))
     assert train(*files, *settings, task="token")[0] == 0
-    assert max(line["f1"] for line in metrics(tmp_path / "out") if "f1" in line) == 1
+    assert max(line["f1"] for line in metrics(tmp_path / "out") if "f1" in line) > 0.9
     (entities,) = TokenClassifier(tmp_path / "out")(["today is a nice day"])
     assert [(entity.text, entity.label) for entity in entities] == [("nice", "GOOD")]
 
 
-def test_a_masked_lm_learns_to_predict_and_is_evaluated_on_the_same_masks(train, tmp_path, reviews):
-    settings = ("--epochs", 3, "--learning-rate", 3e-3, "--batch-rows", 4, "--new-head")
-    assert train("--train", reviews, "--eval", reviews, *settings, task="masked-lm")[0] == 0
-    losses = [line["eval_loss"] for line in metrics(tmp_path / "out") if "eval_loss" in line]
-    assert losses == sorted(losses, reverse=True)
-    ((best, *_),) = next(iter(MaskFiller(tmp_path / "out")(["today is a [MASK] day"])))
+def test_a_masked_lm_learns_to_predict_and_is_evaluated_on_the_same_masks_each_time(train, tmp_path, reviews):
+    files = ("--train", reviews, "--eval", reviews, "--epochs", 4, "--batch-rows", 4, "--new-head")
+    train(*files, "--learning-rate", 0, task="masked-lm", out="still")
+    still, learnt = [], []
+    assert train(*files, *LEARNS_FAST, task="masked-lm")[0] == 0
+    for losses, name in ((still, "still"), (learnt, "out")):
+        losses += [line["eval_loss"] for line in metrics(tmp_path / name) if "eval_loss" in line]
+    assert len(set(still)) == 1
+    assert learnt[-1] < still[0]
+    (((best, *_),),) = MaskFiller(tmp_path / "out")(["today is a [MASK] day"])
     assert best.token
 
 
@@ -92,11 +96,16 @@ def test_random_weights_of_the_sizes_in_a_config(train, tmp_path, model, reviews
     (tmp_path / "sizes.json").write_text('{"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 8}')
     out, config = str(tmp_path / "fresh"), str(tmp_path / "sizes.json")
     arguments = ["--config", config, "--tokenizer", str(model), "--set", "dropout=0", "max_position_embeddings=16"]
-    assert finetune.main(["sequence", *arguments, "--train", str(reviews), "--out", out, "--plot"]) == 0
+    assert finetune.main(["sequence", *arguments, "--train", str(reviews), "--out", out]) == 0
     made = DistilBertForSequenceClassification.from_pretrained(out)
     assert (made.config.dim, made.config.n_layers, made.config.dropout) == (16, 1, 0)
     assert made.config.vocab_size == len(DistilBertTokenizer.from_pretrained(out))
-    assert (tmp_path / "fresh" / "metrics.png").stat().st_size > 1000
+
+
+def test_the_metrics_are_plotted(train, tmp_path, reviews):
+    pytest.importorskip("matplotlib")
+    assert train("--train", reviews, "--eval", reviews, "--plot")[0] == 0
+    assert (tmp_path / "out" / "metrics.png").stat().st_size > 1000
 
 
 def test_a_head_with_the_same_labels_is_kept_in_its_order(train, tmp_path, model):
@@ -112,7 +121,7 @@ def test_biases_and_layer_norms_do_not_decay(train, tmp_path, model, reviews):
     train("--train", reviews, "--learning-rate", 1e-30, "--weight-decay", 1e29, "--epochs", 1, "--warmup", 0)
     before, after = map(DistilBertForSequenceClassification.from_pretrained, (model, tmp_path / "out"))
     for name, weight in after.distilbert.named_parameters():
-        same = torch.equal(weight, before.distilbert.get_parameter(name))
+        same = torch.allclose(weight, before.distilbert.get_parameter(name), rtol=0, atol=1e-20)
         assert same == (weight.ndim == 1), name
 
 
@@ -167,7 +176,6 @@ def test_killed_at_every_file_operation_and_after_every_step_it_ends_in_the_same
     whole = results(tmp_path / "out" / "whole")
     for folder in (tmp_path / "out").iterdir():
         assert results(folder) == whole, folder.name
-        assert not list(folder.glob(".*")), folder.name
 
 
 def test_a_finished_training_is_not_begun_again(train, tmp_path, reviews):
