@@ -57,9 +57,10 @@ def check(fast: minibert.packed.PackedModel, dice: random.Random) -> tuple[int, 
         ways = {"alone": results(fast, [rows[i]])[0], "with others": results(fast, [*others, rows[i]])[-1]}
         if isinstance(fast.model, DistilBertModel):  # a padded batch of word embeddings at another address
             table = fast.encoder.embeddings.word_embeddings.weight.detach()
-            embeds = at_offset(table[torch.tensor([rows[i] + [0] * 3])], dice.choice((0, 1, 4, 8)))
-            mask = torch.tensor([[1] * lengths[i] + [0] * 3])
-            ways["padded embeddings"] = fast(None, mask, inputs_embeds=embeds).last_hidden_state[0, :-3].flatten()
+            n, padding = lengths[i], [0] * min(3, 512 - lengths[i])
+            embeds = at_offset(table[torch.tensor([rows[i] + padding])], dice.choice((0, 1, 4, 8)))
+            mask = torch.tensor([[1] * n + padding])
+            ways["padded embeddings"] = fast(None, mask, inputs_embeds=embeds).last_hidden_state[0, :n].flatten()
         for way, tensor in ways.items():
             made += 1
             if not torch.equal(tensor, together[i]):
