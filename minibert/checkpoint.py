@@ -242,13 +242,15 @@ def to_json(content: Mapping[str, Any]) -> bytes:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old content or the whole new content."""
+    """Write a file so that a crash leaves the old content or the whole new content; its permissions stay."""
     temporary = _temporary_name(path)
     try:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
