@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -251,11 +251,14 @@ def write_pair(
     folder.mkdir(parents=True, exist_ok=True)
     json_file, usual_file = (folder / name for name in names)
     data_file = folder / f"{usual_file.stem}-{uuid4().hex}{usual_file.suffix}"
+    unfinished = _temporary_name(usual_file) / data_file.name  # alone in a folder: safetensors writes beside it first
     with _locked(folder) as alone:
         try:
-            write(data_file)
-            with data_file.open("rb+") as file:
+            unfinished.parent.mkdir()
+            write(unfinished)
+            with unfinished.open("rb+") as file:
                 os.fsync(file.fileno())
+            unfinished.replace(data_file)
             write_atomically(json_file, to_json({**content, key: data_file.name}))
             shutil.copymode(json_file, data_file)  # safetensors makes its files private
             _link_atomically(usual_file, data_file)
@@ -263,6 +266,7 @@ def write_pair(
                 (folder / name).unlink(missing_ok=True)
             write_atomically(json_file, to_json(content))
         finally:
+            shutil.rmtree(unfinished.parent, ignore_errors=True)
             if not json_file.is_file() or data_file.name.encode() not in json_file.read_bytes():
                 data_file.unlink(missing_ok=True)
         if alone:
@@ -275,7 +279,8 @@ def _delete_leftovers(*files: Path) -> None:
     for file in files:
         for name in (f"{file.stem}-{unique}{file.suffix}", f".{file.name}.{unique}.tmp"):
             for path in file.parent.glob(name):
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # the save has succeeded
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
