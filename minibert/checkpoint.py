@@ -22,7 +22,7 @@ from .hub import HubRepository
 
 T = TypeVar("T")
 
-LARGEST_JSON = 100_000_000  # bytes; the largest tokenizer.json of a BERT has 10 million
+LARGEST_TEXT = 100_000_000  # bytes of a JSON file or a vocabulary; the largest tokenizer.json of a BERT has 10 million
 
 
 class CheckpointFiles:
@@ -77,16 +77,21 @@ class CheckpointFiles:
         path = self.find(filename)
         if path is None:
             return None
-        if path.stat().st_size > LARGEST_JSON:
-            raise ValueError(f"{path}: {path.stat().st_size} bytes are too many for a JSON file. {self.discard(path)}")
+        text = self.read_bytes(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(text.decode("utf-8"))
         except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
             raise ValueError(f"{path}: not valid JSON ({error}). {self.discard(path)}") from None
         if not isinstance(content, dict):
             raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
         self._json[filename] = content
         return content
+
+    def read_bytes(self, path: Path) -> bytes:
+        """Read a file that was found, and that is not weights: it goes into memory, so it must not be huge."""
+        if path.stat().st_size > LARGEST_TEXT:
+            raise ValueError(f"{path}: {path.stat().st_size} bytes are too many for a text file. {self.discard(path)}")
+        return path.read_bytes()
 
     def read_whole(self, filename: str, read: Callable[[], T]) -> T:
         """Call a function that reads several files; call it again if another process saved at the same time.
