@@ -455,6 +455,8 @@ def kills_of_corpus_runs(world):
 
 def kills_of_trainings(world):
     """scripts/finetune.py, killed and resumed until it is done."""
+    import torch._inductor  # noqa: F401  torch.use_deterministic_algorithms imports it, which takes seconds
+
     rows = [
         (" ".join(world.random.choices(WORDS[5:], k=5)), f"old {world.random.choice(['no', 'yes'])}") for _ in range(40)
     ]
@@ -473,11 +475,11 @@ PARTS = {  # what is tried, and how often; the longest parts last, because each 
     full_disks: 100,
     file_size_limits: 100,
     kills_of_tokenizer_saves: 100,
-    kills_of_model_saves: 200,
+    kills_of_model_saves: 250,
     pairs_of_downloads: 50,
     kills_of_downloads: 100,
-    kills_of_corpus_runs: 100,
-    kills_of_trainings: 100,
+    kills_of_corpus_runs: 50,
+    kills_of_trainings: 50,
     hub_faults: 200,
     pairs_of_savers: 500,
     loads_during_saves: 5000,
