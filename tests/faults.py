@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import random
 import resource
+import runpy
 import shutil
 import signal
 import subprocess
@@ -408,20 +409,80 @@ def hub_faults(world):
             check_cache(world, cache, commits)
 
 
+# Scripts
+
+
+def run_script(script, *arguments):
+    """Run one of the scripts in this process, as a command does."""
+    sys.argv = [script, *map(str, arguments)]
+    try:
+        runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise OSError(f"{script} ended with status {end.code}") from None
+    return "ended"
+
+
+def kills_of_runs(world, script, *arguments):
+    """Run a script and kill it, again and again, until it ends; its results are the bytes of a run without a kill."""
+    if not (SCRIPTS / script).exists():
+        raise NotImplementedError(f"not tried: no scripts/{script} here")
+    sys.path.insert(0, str(SCRIPTS))
+    runpy.run_path(str(SCRIPTS / script))  # only its imports, so that a process which is forked later has them
+    whole = world.new_folder()
+    begin = time.monotonic()
+    result_of(run_script, script, *arguments, "-o", whole)
+    seconds, expected = time.monotonic() - begin, files(whole)
+    while True:
+        out, at_work = world.new_folder(), True
+        while at_work:
+            at_work = kill_within(world, seconds, start(run_script, script, *arguments, "-o", out))
+            yield "killed" if at_work else "ended before"
+        if result_of(run_script, script, *arguments, "-o", out) != "ended":
+            raise LostError("the run after the kills failed")
+        found = files(out)
+        if other := [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]:
+            raise LostError(f"other bytes after kills: {', '.join(sorted(other))}")
+
+
+def kills_of_corpus_runs(world):
+    """scripts/classify_corpus.py, killed and run again until it is done."""
+    inputs = [world.folder / f"input{number}.txt" for number in range(4)]
+    for path in inputs:
+        path.write_text("".join(f"{' '.join(world.random.choices(WORDS[5:], k=5))}\n" for _ in range(50)))
+    return kills_of_runs(world, "classify_corpus.py", *inputs, "--model", world.folder / "old")
+
+
+def kills_of_trainings(world):
+    """scripts/finetune.py, killed and resumed until it is done."""
+    import torch._inductor  # noqa: F401  torch.use_deterministic_algorithms imports it, which takes seconds
+
+    rows = [
+        (" ".join(world.random.choices(WORDS[5:], k=5)), f"old {world.random.choice(['no', 'yes'])}") for _ in range(40)
+    ]
+    data = world.folder / "train.tsv"
+    data.write_text("text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows))
+    settings = ["--epochs", 2, "--batch-rows", 4, "--checkpoint-every", 1, "--threads", 1, "--resume"]
+    model = ["--model", world.folder / "old"]
+    return kills_of_runs(world, "finetune.py", "sequence", "--train", data, *model, *settings)
+
+
 # All of it
 
-PARTS = {  # what is tried, and how often
-    kills_of_model_saves: 200,
-    kills_of_tokenizer_saves: 100,
-    kills_of_downloads: 150,
-    loads_during_saves: 5000,
-    pairs_of_savers: 500,
-    full_disks: 100,
-    file_size_limits: 100,
+PARTS = {  # what is tried, and how often; the longest parts last, because each part leaves its time to the next
     read_only_folders: 10,
     read_only_disks: 10,
+    full_disks: 100,
+    file_size_limits: 100,
+    kills_of_tokenizer_saves: 100,
+    kills_of_model_saves: 250,
     pairs_of_downloads: 50,
+    kills_of_downloads: 100,
+    kills_of_corpus_runs: 50,
+    kills_of_trainings: 50,
     hub_faults: 200,
+    pairs_of_savers: 500,
+    loads_during_saves: 5000,
 }
 
 
