@@ -255,7 +255,7 @@ def test_threads_do_not_change_the_bits(head, int8):
     assert all(torch.equal(result[name], tensor) for result in results for name, tensor in results[0].items())
 
 
-@needs("batch_invariant")
+@needs("base_invariant")
 @each_kernel
 @each_head
 def test_the_base_shape_gives_the_same_bits_alone_and_in_a_batch(head, int8):
@@ -306,7 +306,7 @@ def with_fault(function, is_faulty):
 @pytest.mark.parametrize(
     ("where", "name", "is_faulty", "says"),
     [
-        (OneDnnLinear, "forward", lambda self, x: len(x) == 7, "prepacked for oneDNN, .* 7 of 64 rows"),
+        (OneDnnLinear, "forward", lambda self, x: len(x) == 7, "prepacked for oneDNN, .* 7 of 128 rows"),
         (OneDnnLinear, "forward", lambda self, x: x.data_ptr() % 64 == 32, "rows have other bits"),
         (
             OneDnnLinear,
@@ -326,7 +326,7 @@ def with_fault(function, is_faulty):
             lambda q, k, v: k.shape[2] == 31 and len(q) < 3,
             "attention with 4 heads of 8 over 31 tok",
         ),
-        (trial.InPlaceGELU, "forward", lambda self, x: len(x) == 33, "GELU of 64 numbers: 33 of 64 rows"),
+        (trial.InPlaceGELU, "forward", lambda self, x: len(x) == 33, "GELU of 64 numbers: 33 of 128 rows"),
     ],
     ids=["7 rows", "an address", "threads", "one query", "31 tokens", "GELU"],
 )
