@@ -2,8 +2,8 @@
 """Mutation test: change one small thing in the source of minibert at a time; some test must fail.
 
 A mutant is the source with one change: an operator, a number, a condition, a statement that is left out; the list is in
-scripts/source_changes.py. Mutated are the model, checkpoints, the tokenizer, the fast path, pipelines and the instruments;
-not the command line, most of whose work is printing.
+scripts/source_changes.py. Mutated are the model, checkpoints, the tokenizer, the fast path, pipelines and the
+instruments; not the command line, most of whose work is printing.
 
 One run of the tests, with coverage, finds which of them reach which line (in .mutation/, about 6 minutes). For each
 mutant a child process runs, in a copy of the project, the tests that reach its line, until one fails: first those of
@@ -191,16 +191,20 @@ def make_map(files: list[str]) -> None:
 
 
 def tests_of(mutant: Mutant, known: dict[str, Any]) -> dict[str, float]:
-    """The tests that reach a mutant, and how long each takes: those of its file first, then the quickest."""
-    stem, seconds = Path(mutant.file).stem, known["seconds"]
-    lines = known["lines"].get(mutant.file, {})
-    for first, last in (mutant.reach, mutant.around, (1, 1 << 30)):  # what runs only at import: function, then file
-        names = {name for line, names in lines.items() if first <= line <= last for name in names}
-        if found := sorted(
-            names & seconds.keys(), key=lambda name: (stem not in name.partition("::")[0], seconds[name])
-        ):
-            return {name: seconds[name] for name in found}
-    return {}
+    """The tests that reach a mutant, and how long each takes: those of its file first, then the quickest.
+
+    What runs only at import, such as a constant, is reached by all tests of its file and by those that name it.
+    """
+    lines, seconds = known["lines"].get(mutant.file, {}), known["seconds"]
+    first, last = mutant.reach
+    files = [path for path in (ROOT / "tests").glob("test_*.py") if Path(mutant.file).stem in path.stem]
+    found = {test for line in range(first, last + 1) for test in lines.get(line, ()) if test in seconds}
+    if not found:
+        files = [path for path in (ROOT / "tests").glob("test_*.py") if mutant.within in path.read_text("utf-8")]
+        found = {test for tests in lines.values() for test in tests if test in seconds}
+        found |= {test for test in seconds if ROOT / test.partition("::")[0] in files}
+    order = sorted(found, key=lambda test: (ROOT / test.partition("::")[0] not in files, seconds[test]))
+    return {test: seconds[test] for test in order}
 
 
 def fate(mutant: Mutant, known: dict[str, Any], base: Path) -> tuple[str, str]:

@@ -35,7 +35,7 @@ class Mutant:
     old: str
     new: str
     reach: tuple[int, int]  # lines of the statement: what runs them runs the mutant
-    around: tuple[int, int]  # lines of the function or class, for what runs only at import
+    within: str  # the function, the class or the constant
 
     def names(self) -> set[str]:
         """What --only may say of it."""
@@ -108,18 +108,20 @@ def changes(node: Any) -> Iterator[tuple[Any, str]]:
             yield node, "break"
 
 
-def visit(node: ast.AST, reach: tuple[int, int], around: tuple[int, int]) -> Iterator[tuple[Any, str, Any, Any]]:
-    """All changes in a tree, each with the lines of its statement and of its function or class."""
+def visit(node: ast.AST, reach: tuple[int, int], within: str) -> Iterator[tuple[Any, str, tuple[int, int], str]]:
+    """All changes in a tree, each with the lines of its statement and the name of its function, class or constant."""
     if isinstance(node, ast.stmt):  # of a statement with a body, its head
         body = getattr(node, "body", None)
         reach = node.lineno, max(node.lineno, body[0].lineno - 1) if body else node.end_lineno or 0
     if isinstance(node, ast.ExceptHandler):
         reach = node.lineno, node.lineno
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        around = min([node.lineno, *(d.lineno for d in node.decorator_list)]), node.end_lineno or 0
+        within = node.name
+    if isinstance(node, ast.Assign) and not within:
+        within = ast.unparse(node.targets[0])
     if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
         return
-    yield from ((part, text, reach, around) for part, text in changes(node))
+    yield from ((part, text, reach, within) for part, text in changes(node))
     if isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr) or getattr(node, "name", "") in ("__repr__", "__str__"):
         return
     if isinstance(node, ast.Call) and ast.unparse(node.func).startswith(("warnings.", "logger.", "cast", "TypeVar")):
@@ -132,7 +134,7 @@ def visit(node: ast.AST, reach: tuple[int, int], around: tuple[int, int]) -> Ite
         if name not in ("annotation", "returns"):
             for child in value if isinstance(value, list) else [value]:
                 if isinstance(child, ast.AST):
-                    yield from visit(child, reach, around)
+                    yield from visit(child, reach, within)
 
 
 def find_mutants(file: str, source: bytes) -> list[Mutant]:
@@ -140,7 +142,7 @@ def find_mutants(file: str, source: bytes) -> list[Mutant]:
     starts, found = [0], []
     for line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
-    for part, text, reach, around in visit(ast.parse(source), (1, 1), (1, len(starts))):
+    for part, text, reach, within in visit(ast.parse(source), (1, 1), ""):
         start, end = (starts[part.lineno - 1] + part.col_offset, starts[part.end_lineno - 1] + part.end_col_offset)
-        found.append(Mutant(file, part.lineno, start, end, source[start:end].decode(), text, reach, around))
+        found.append(Mutant(file, part.lineno, start, end, source[start:end].decode(), text, reach, within))
     return list(dict.fromkeys(found))
