@@ -4,8 +4,8 @@ Changed: a comparison, an arithmetic or a boolean operator becomes another, a nu
 condition is negated, a statement or a keyword argument is left out, a function returns None, break becomes continue.
 
 Left out: texts for people, which no test should repeat (docstrings, messages, strings, f-strings, what is raised or
-logged); type hints; assertions (`assert`, `zip(strict=True)`); what only a GPU would show (`device=`); other operators
-between a str or a path and something else, which raise an error wherever they run.
+logged); how a plot looks (`fontsize=8`); type hints; assertions (`assert`, `zip(strict=True)`); what only a GPU would
+show (`device=`); other operators beside a str in quotes, which raise an error wherever they run.
 """
 
 import ast
@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-LEFT_OUT = ("strict", "stacklevel", "device")  # keyword arguments
+LEFT_OUT = (
+    "strict stacklevel device alpha edgecolor fontsize layout linewidth shrink zorder".split()
+)  # keyword arguments
 OTHER = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
@@ -30,6 +32,7 @@ class Mutant:
 
     file: str
     line: int
+    column: int
     start: int
     end: int
     old: str
@@ -121,10 +124,10 @@ def visit(node: ast.AST, reach: tuple[int, int], within: str) -> Iterator[tuple[
         within = ast.unparse(node.targets[0])
     if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
         return
+    if isinstance(node, ast.Call) and ast.unparse(node.func).startswith(("warnings.", "logger.", "cast", "TypeVar")):
+        return
     yield from ((part, text, reach, within) for part, text in changes(node))
     if isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr) or getattr(node, "name", "") in ("__repr__", "__str__"):
-        return
-    if isinstance(node, ast.Call) and ast.unparse(node.func).startswith(("warnings.", "logger.", "cast", "TypeVar")):
         return
     if isinstance(node, ast.keyword) and node.arg in LEFT_OUT:
         return
@@ -144,5 +147,7 @@ def find_mutants(file: str, source: bytes) -> list[Mutant]:
         starts.append(starts[-1] + len(line))
     for part, text, reach, within in visit(ast.parse(source), (1, 1), ""):
         start, end = (starts[part.lineno - 1] + part.col_offset, starts[part.end_lineno - 1] + part.end_col_offset)
-        found.append(Mutant(file, part.lineno, start, end, source[start:end].decode(), text, reach, within))
+        found.append(
+            Mutant(file, part.lineno, part.col_offset, start, end, source[start:end].decode(), text, reach, within)
+        )
     return list(dict.fromkeys(found))
