@@ -191,9 +191,8 @@ def make_map(files: list[str]) -> None:
 
 def draw(mutant: Mutant, seed: int) -> str:
     """A random text, which sorts the mutants; after a change of a line the other lines have the same."""
-    return sha256(
-        f"{seed} {mutant.file} {mutant.within} {mutant.column} {mutant.old} {mutant.new}".encode()
-    ).hexdigest()
+    text = f"{seed} {mutant.file} {mutant.within} {mutant.column} {mutant.old} {mutant.new}"
+    return sha256(text.encode()).hexdigest()
 
 
 def tests_of(mutant: Mutant, known: dict[str, Any]) -> dict[str, float]:

@@ -146,8 +146,8 @@ def find_mutants(file: str, source: bytes) -> list[Mutant]:
     for line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
     for part, text, reach, within in visit(ast.parse(source), (1, 1), ""):
-        start, end = (starts[part.lineno - 1] + part.col_offset, starts[part.end_lineno - 1] + part.end_col_offset)
-        found.append(
-            Mutant(file, part.lineno, part.col_offset, start, end, source[start:end].decode(), text, reach, within)
-        )
+        column = part.col_offset
+        start, end = starts[part.lineno - 1] + column, starts[part.end_lineno - 1] + part.end_col_offset
+        old = source[start:end].decode()
+        found.append(Mutant(file, part.lineno, column, start, end, old, text, reach, within))
     return list(dict.fromkeys(found))
