@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -22,7 +22,7 @@ from .hub import HubRepository
 
 T = TypeVar("T")
 
-LARGEST_JSON = 100_000_000  # bytes; the largest tokenizer.json of a BERT has 10 million
+LARGEST_TEXT = 100_000_000  # bytes of a JSON file or a vocabulary; the largest tokenizer.json of a BERT has 10 million
 
 
 class CheckpointFiles:
@@ -77,16 +77,21 @@ class CheckpointFiles:
         path = self.find(filename)
         if path is None:
             return None
-        if path.stat().st_size > LARGEST_JSON:
-            raise ValueError(f"{path}: {path.stat().st_size} bytes are too many for a JSON file. {self.discard(path)}")
+        text = self.read_bytes(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(text.decode("utf-8"))
         except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
             raise ValueError(f"{path}: not valid JSON ({error}). {self.discard(path)}") from None
         if not isinstance(content, dict):
             raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
         self._json[filename] = content
         return content
+
+    def read_bytes(self, path: Path) -> bytes:
+        """Read a file that was found, and that is not weights: it goes into memory, so it must not be huge."""
+        if path.stat().st_size > LARGEST_TEXT:
+            raise ValueError(f"{path}: {path.stat().st_size} bytes are too many for a text file. {self.discard(path)}")
+        return path.read_bytes()
 
     def read_whole(self, filename: str, read: Callable[[], T]) -> T:
         """Call a function that reads several files; call it again if another process saved at the same time.
@@ -251,11 +256,14 @@ def write_pair(
     folder.mkdir(parents=True, exist_ok=True)
     json_file, usual_file = (folder / name for name in names)
     data_file = folder / f"{usual_file.stem}-{uuid4().hex}{usual_file.suffix}"
+    unfinished = _temporary_name(usual_file) / data_file.name  # alone in a folder: safetensors writes beside it first
     with _locked(folder) as alone:
         try:
-            write(data_file)
-            with data_file.open("rb+") as file:
+            unfinished.parent.mkdir()
+            write(unfinished)
+            with unfinished.open("rb+") as file:
                 os.fsync(file.fileno())
+            unfinished.replace(data_file)
             write_atomically(json_file, to_json({**content, key: data_file.name}))
             shutil.copymode(json_file, data_file)  # safetensors makes its files private
             _link_atomically(usual_file, data_file)
@@ -263,6 +271,7 @@ def write_pair(
                 (folder / name).unlink(missing_ok=True)
             write_atomically(json_file, to_json(content))
         finally:
+            shutil.rmtree(unfinished.parent, ignore_errors=True)
             if not json_file.is_file() or data_file.name.encode() not in json_file.read_bytes():
                 data_file.unlink(missing_ok=True)
         if alone:
@@ -275,7 +284,8 @@ def _delete_leftovers(*files: Path) -> None:
     for file in files:
         for name in (f"{file.stem}-{unique}{file.suffix}", f".{file.name}.{unique}.tmp"):
             for path in file.parent.glob(name):
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # the save has succeeded
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager

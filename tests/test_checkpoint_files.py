@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minibert import DistilBertForSequenceClassification
+from minibert import DistilBertForSequenceClassification, DistilBertTokenizer
 
 from .checkpoints import WEIGHTS, assert_equal_parameters, rewrite_config, saved, write_tensors
 
@@ -220,3 +220,11 @@ def test_a_file_is_not_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OSError, match=r"model.safetensors: no such folder"):
         load(WEIGHTS)
+
+
+def test_a_huge_vocabulary_is_refused_before_it_is_read(tmp_path):
+    saved(tmp_path)
+    with (tmp_path / "vocab.txt").open("wb") as file:
+        file.truncate(10**11)  # sparse: it takes no room on the disk
+    with pytest.raises(ValueError, match=r"vocab.txt: 100000000000 bytes are too many for a text file"):
+        DistilBertTokenizer.from_pretrained(tmp_path)

@@ -136,11 +136,13 @@ def test_a_save_deletes_what_killed_saves_left_and_nothing_else(tmp_path, old_an
     for name in mine:
         (old / name).write_text("mine")
     (folder, *_) = killed_saves("every-step", old, new, tmp_path / "out")
-    left = {path.name for path in (tmp_path / "out").rglob("*")} - {path.name for path in old.iterdir()}
-    assert any(name.startswith("model-") for name in left)
-    assert any(name.endswith(".tmp") for name in left)
-    for name in left - {path.name for path in (tmp_path / "out").iterdir()}:
-        (folder / name).write_text("left behind")
+    left = [path for path in (tmp_path / "out").glob("*/*") if not (old / path.name).exists()]
+    assert any(path.name.startswith("model-") for path in left)
+    assert any(path.name.startswith(".config.json.") for path in left)
+    assert any(path.is_dir() for path in left)
+    for path in left:
+        if path.parent != folder:
+            path.rename(folder / path.name)
     DistilBertForSequenceClassification.from_pretrained(new).save_pretrained(folder)
     assert sorted(os.listdir(folder)) == sorted(["config.json", "model.safetensors", *mine])
     assert which(folder, old_and_new) == "new"

@@ -130,7 +130,7 @@ def read_vocab_txt(files: CheckpointFiles, name: str = "vocab.txt") -> dict[str,
     if path is None:
         raise OSError(f"{files.name}: it has no tokenizer, neither tokenizer.json nor vocab.txt{files.hint()}")
     try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # not splitlines(): U+2028 may be a token
+        lines = files.read_bytes(path).decode("utf-8-sig").split("\n")  # not splitlines(): U+2028 may be a token
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error})") from None
     if lines == [""]:
