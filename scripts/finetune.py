@@ -33,8 +33,9 @@ from torch import Tensor, distributed, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from minibert import DistilBertTokenizer
-from minibert.cli.output import shorten, visible
+from minibert.cli.output import shorten
 from minibert.heads import IGNORE, ModelWithHead
+from minibert.terminal import visible
 
 
 def train(args: Namespace, checkpoints: Checkpoints) -> None:

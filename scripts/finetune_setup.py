@@ -23,8 +23,8 @@ from minibert import (
     DistilBertTokenizer,
 )
 from minibert.checkpoint import CheckpointFiles
-from minibert.cli.output import visible
 from minibert.heads import ModelWithHead
+from minibert.terminal import visible
 
 SEQUENCE, TOKEN, MASKED_LM = "sequence", "token", "masked-lm"
 TASKS: dict[str, type[ModelWithHead]] = {
