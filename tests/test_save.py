@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import minibert
-from minibert import DistilBertForSequenceClassification, DistilBertTokenizer
+from minibert import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer
 from minibert.checkpoint import write_atomically
 
 from .checkpoints import CLASSIFIER, assert_equal_parameters, saved
@@ -118,6 +118,15 @@ def test_a_save_over_one_that_was_killed_may_be_killed_too(tmp_path, old_and_new
     left = [which(folder, old_and_new) for folder in folders]
     assert left == ["old"] * left.count("old") + ["new"] * left.count("new")
     assert set(left) == {"old", "new"}
+
+
+@needs_fork
+def test_a_config_saved_over_a_killed_save_leaves_its_weights(tmp_path, old_and_new):
+    old, new = old_and_new
+    for folder in killed_saves("every-step", old, new, tmp_path / "out"):
+        left = which(folder, old_and_new)
+        DistilBertConfig.from_pretrained(folder).save_pretrained(folder)
+        assert which(folder, old_and_new) == left
 
 
 @needs_fork
