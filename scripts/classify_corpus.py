@@ -5,7 +5,7 @@
     python scripts/classify_corpus.py 's3://bucket/part-*.csv.gz' -o s3://bucket/labels --column body --id-column id
     python scripts/classify_corpus.py big.txt -o labels --lines-per-shard 100000 --workers 4
     torchrun --nproc-per-node 4 scripts/classify_corpus.py *.parquet -o labels
-    RANK=$SLURM_ARRAY_TASK_ID WORLD_SIZE=$SLURM_ARRAY_TASK_COUNT python scripts/classify_corpus.py …
+    RANK=$SLURM_ARRAY_TASK_ID WORLD_SIZE=$SLURM_ARRAY_TASK_COUNT python scripts/classify_corpus.py …   # ids from 0
 
 FOLDER/000002-000000.jsonl holds the results of the third input. With --lines-per-shard there are 000002-000001.jsonl
 and so on, and every process reads each input. `cat FOLDER/*.jsonl` has the inputs' order. A result is
@@ -16,9 +16,9 @@ where "line" counts within the input (rows, without the header, of CSV, TSV and 
 --id-column. A bad line (empty, not UTF-8, not JSON, without the column, too long) does not stop a job of hours. It has
 its line too: {"line": 2, "id": "a8", "error": "the text is empty"}. "truncated": true marks a text that was cut.
 
-The same command again does what is missing, after any crash. FOLDER/manifest.json holds what the results depend on; a
-run that differs from it is refused. Number of processes and threads, --batch-tokens and crashes change no byte of the
-results, where the script does not say otherwise.
+After a crash of any kind the same command does what is missing. FOLDER/manifest.json holds what the results depend on;
+a run that differs from it is refused. The number of processes and of threads, --batch-tokens and crashes change no byte
+of the results. Where this machine cannot promise that, the script says so.
 """
 
 import argparse

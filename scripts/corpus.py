@@ -531,6 +531,8 @@ def run_all(task: Task, options: argparse.Namespace) -> Counter[str]:
     inputs, n = find_inputs(options.inputs, options.format), options.workers
     if options.id_column is not None and any(each["format"] == "text" for each in inputs):
         raise ValueError("--id-column: plain text has no columns")
+    if rank == 0 and options.lines_per_shard is None and len(inputs) < world * n:
+        report(options, f"{world * n} processes for {len(inputs)} shards: --lines-per-shard splits the inputs further")
     if n == 1:
         return run_rank(task, options, inputs, rank, world, local_world)
     with ProcessPoolExecutor(n, get_context("spawn"), watch_parent) as pool:
