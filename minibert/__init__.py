@@ -16,6 +16,7 @@ from .heads import (
 from .mask import additive_mask
 from .model import DistilBertModel
 from .packed import pack
+from .packed_training import PackedForTraining
 from .tokenizer import DistilBertTokenizer
 
 DistilBertTokenizerFast = DistilBertTokenizer  # transformers has both names
@@ -34,6 +35,7 @@ __all__ = [
     "DistilBertModel",
     "DistilBertTokenizer",
     "DistilBertTokenizerFast",
+    "PackedForTraining",
     "additive_mask",
     "pack",
 ]

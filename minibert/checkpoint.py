@@ -4,13 +4,16 @@ This module knows files and tensors, not models. Nothing that a file says is tru
 the folder, and only tensors are unpickled. `pretrained.py` compares names and shapes before it uses a tensor.
 """
 
+import io
 import json
 import os
+import pickletools
 import shutil
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 from uuid import uuid4
 
 import torch
@@ -20,7 +23,9 @@ from torch import Tensor
 
 from .hub import HubRepository
 
-LARGEST_JSON = 100_000_000  # bytes; the largest tokenizer.json of a BERT has 10 million
+T = TypeVar("T")
+
+LARGEST_TEXT = 100_000_000  # bytes of a JSON file or a vocabulary; the largest tokenizer.json of a BERT has 10 million
 
 
 class CheckpointFiles:
@@ -51,7 +56,7 @@ class CheckpointFiles:
         self.folder = Path(self.name) if self.name and Path(self.name).is_dir() else None
         self.repository = HubRepository(self.name, revision, token, cache_dir, local_files_only)
         self._json: dict[str, dict[str, Any]] = {}  # filename to content
-        self._versions: dict[str, tuple[int, int]] = {}  # filename to inode and time, of the file that was read
+        self._versions: dict[str, tuple[int, int] | None] = {}  # filename to the file that was found
         path_like = not isinstance(name_or_folder, str) or self.name.startswith((".", "/", "~")) or "\\" in self.name
         if self.folder is None and (path_like or self.name.count("/") > 1 or os.path.exists(self.name)):
             raise OSError(f"{self.name}: no such folder (a name on the Hub looks like 'owner/model')")
@@ -61,6 +66,7 @@ class CheckpointFiles:
         if self.folder is None:
             return self.repository.find(filename)
         path = self.folder / filename
+        self._versions.setdefault(filename, _version(path))
         return path if path.is_file() else None
 
     def read_json(self, filename: str) -> dict[str, Any] | None:
@@ -74,11 +80,9 @@ class CheckpointFiles:
         path = self.find(filename)
         if path is None:
             return None
-        self._versions[filename] = _version(path)
-        if path.stat().st_size > LARGEST_JSON:
-            raise ValueError(f"{path}: {path.stat().st_size} bytes are too many for a JSON file. {self.discard(path)}")
+        text = self.read_bytes(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(text.decode("utf-8"))
         except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
             raise ValueError(f"{path}: not valid JSON ({error}). {self.discard(path)}") from None
         if not isinstance(content, dict):
@@ -86,12 +90,37 @@ class CheckpointFiles:
         self._json[filename] = content
         return content
 
-    def changed(self) -> bool:
-        """Whether another process has saved into the folder since config.json was read; if so, forget what was read."""
-        read = self._versions.get("config.json")
-        if self.folder is None or read is None or read == _version(self.folder / "config.json"):
+    def read_bytes(self, path: Path) -> bytes:
+        """Read a file that was found, and that is not weights: it goes into memory, so it must not be huge."""
+        if path.stat().st_size > LARGEST_TEXT:
+            raise ValueError(f"{path}: {path.stat().st_size} bytes are too many for a text file. {self.discard(path)}")
+        return path.read_bytes()
+
+    def read_whole(self, filename: str, read: Callable[[], T]) -> T:
+        """Call a function that reads several files; call it again if another process saved at the same time.
+
+        Args:
+            filename: the JSON file that every save of these files replaces, see `write_pair`.
+            read: what to call.
+        """
+        while True:
+            try:
+                result = read()
+            except (OSError, ValueError, RuntimeError):  # such as a file that was replaced before it could be opened
+                if not self._changed(filename):
+                    raise
+            else:
+                if not self._changed(filename):
+                    return result
+
+    def _changed(self, filename: str) -> bool:
+        """Whether a file is another one than when it was looked for; if so, forget what was read."""
+        if self.folder is None or filename not in self._versions:
+            return False
+        if self._versions[filename] == _version(self.folder / filename):
             return False
         self._json.clear()
+        self._versions.clear()
         return True
 
     def hint(self) -> str:
@@ -106,9 +135,12 @@ class CheckpointFiles:
         return "It was deleted from the cache: try again to download it once more"
 
 
-def _version(path: Path) -> tuple[int, int]:
+def _version(path: Path) -> tuple[int, int] | None:
     """Return what differs between a file and one that replaces it later, even if the content is the same."""
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError:
+        return None
     return status.st_ino, status.st_mtime_ns
 
 
@@ -164,6 +196,7 @@ def _read_shards(files: CheckpointFiles, index: Mapping[str, Any]) -> dict[str, 
 
 def _read_pickle(files: CheckpointFiles, path: Path) -> dict[str, Tensor]:
     try:
+        _check_pickle(path)
         content = torch.load(path, map_location="cpu", weights_only=True)  # never runs what the file says
     except Exception as error:  # a damaged or hostile file may raise anything
         reason = str(error).partition("\n")[0]
@@ -176,6 +209,30 @@ def _read_pickle(files: CheckpointFiles, path: Path) -> dict[str, Tensor]:
     return {name: tensor.resolve_neg() for name, tensor in content.items()}  # a view may hold the numbers negated
 
 
+def _check_pickle(path: Path) -> None:
+    """Refuse what `torch.load` takes, though a file of a kilobyte can fill the memory with it.
+
+    Raises:
+        ValueError: the file is compressed, or calls something else than tensors are made with.
+    """
+    with path.open("rb") as file:
+        if file.read(4) == b"PK\x03\x04":
+            with zipfile.ZipFile(file) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                    raise ValueError("it is compressed, which torch.save does not do")
+                names = [name for name in archive.namelist() if name.lower().endswith(".pkl")]
+                pickles: list[IO[bytes]] = [io.BytesIO(archive.read(name)) for name in names]
+        else:  # as torch wrote until 1.6: five pickles one after the other, then the numbers
+            file.seek(0)
+            pickles = [file] * 5
+        for each in pickles:
+            for opcode, argument, _ in pickletools.genops(each):
+                if opcode.name not in ("GLOBAL", "INST", "STACK_GLOBAL"):
+                    continue
+                if argument != "collections OrderedDict" and not str(argument).startswith("torch"):
+                    raise ValueError(f"it calls {argument}")
+
+
 def _is_whole(tensor: Tensor) -> bool:
     """Whether every number of a tensor is in memory: with strides of 0 a small pickle can describe a huge tensor."""
     dense = tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type == "cpu"
@@ -183,55 +240,105 @@ def _is_whole(tensor: Tensor) -> bool:
 
 
 def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write config.json and model.safetensors so that a crash leaves the old checkpoint or the new, never a mixture.
+    """Write config.json and model.safetensors, as `write_pair` does.
 
-    Two files cannot be replaced in one step, but one can, and config.json may name the file of the weights (minibert
-    and transformers both read `transformers_weights`). So the new weights are written first, under a unique name; then
-    a config.json that names them. This is the step that replaces the old checkpoint. The remaining steps bring back the
-    usual file names. A killed save may leave a `model-….safetensors` behind: it can be deleted unless config.json names
-    it.
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+
+    def write(path: Path) -> None:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+
+    try:
+        write_pair(folder, ("config.json", "model.safetensors"), config, "transformers_weights", write)
+    except SafetensorError as error:
+        raise OSError(f"{folder}: cannot be written to ({error})") from None
+
+
+def write_pair(
+    folder: Path,
+    names: tuple[str, str],
+    content: Mapping[str, Any],
+    key: str,
+    write: Callable[[Path], object],
+    outdated: Iterable[str] = (),
+) -> None:
+    """Write a JSON file and a data file so that a crash leaves the old pair or the new, never a mixture.
+
+    Two files cannot be replaced in one step, but one can, and the JSON file may name the data file. So the new data is
+    written first, under a unique name; then a JSON file that names it. This is the step that replaces the old pair. The
+    remaining steps bring back the usual names. transformers reads config.json's `transformers_weights` too, but not
+    tokenizer_config.json's `vocab_file`. What a killed save leaves behind, the next one deletes.
+
+    Args:
+        folder: created if missing.
+        names: of the JSON file and the data file.
+        content: of the JSON file.
+        key: under which the JSON file names the data file, where this has not its usual name.
+        write: writes the data file.
+        outdated: files to delete, that would be read in place of the new ones.
 
     Raises:
         OSError: the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        _write_checkpoint(folder, config, tensors)
+    json_file, usual_file = (folder / name for name in names)
+    data_file = folder / f"{usual_file.stem}-{uuid4().hex}{usual_file.suffix}"
+    unfinished = _temporary_name(usual_file) / data_file.name  # alone in a folder: safetensors writes beside it first
+    with _locked(folder) as alone:
+        try:
+            unfinished.parent.mkdir()
+            write(unfinished)
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())
+            unfinished.replace(data_file)
+            write_atomically(json_file, to_json({**content, key: data_file.name}))
+            shutil.copymode(json_file, data_file)  # safetensors makes its files private
+            _link_atomically(usual_file, data_file)
+            for name in outdated:
+                (folder / name).unlink(missing_ok=True)
+            write_atomically(json_file, to_json(content))
+        finally:
+            shutil.rmtree(unfinished.parent, ignore_errors=True)
+            if not json_file.is_file() or data_file.name.encode() not in json_file.read_bytes():
+                data_file.unlink(missing_ok=True)
+        if alone:
+            _delete_leftovers(json_file, usual_file)
 
 
-def _write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    config_file, weights = folder / "config.json", folder / f"model-{uuid4().hex}.safetensors"
-    try:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, weights, {"format": "pt"})
-        with weights.open("rb+") as file:
-            os.fsync(file.fileno())
-        write_atomically(config_file, to_json({**config, "transformers_weights": weights.name}))
-        shutil.copymode(config_file, weights)  # safetensors makes its files private
-        _link_atomically(folder / "model.safetensors", weights)
-        write_atomically(config_file, to_json(config))
-    except SafetensorError as error:
-        raise OSError(f"{folder}: cannot be written to ({error})") from None
-    finally:
-        if not config_file.is_file() or weights.name.encode() not in config_file.read_bytes():
-            weights.unlink(missing_ok=True)
+def _delete_leftovers(*files: Path) -> None:
+    """Delete what killed saves of these files left beside them."""
+    unique = "[0-9a-f]" * 32
+    for file in files:
+        for name in (f"{file.stem}-{unique}{file.suffix}", f".{file.name}.{unique}.tmp"):
+            for path in file.parent.glob(name):
+                with suppress(OSError):  # the save has succeeded
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time save into a folder, where the system has such locks; a killed one gives its lock back.
+def _locked(folder: Path) -> Iterator[bool]:
+    """Let one process at a time save into a folder; a killed one gives its lock back.
 
-    They are those of POSIX: Windows has none, and some network file systems do not either.
+    Yields:
+        Whether the folder is locked: some network file systems have no locks.
     """
     try:
         import fcntl
-    except ImportError:
-        yield
+    except ImportError:  # Windows, where a folder cannot be locked
+        from filelock import FileLock  # torch and huggingface_hub depend on it
+
+        with FileLock(folder / ".lock"):
+            yield True
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+            locked = True
+        except OSError:
+            locked = False
+        yield locked
     finally:
         os.close(descriptor)
 
@@ -242,13 +349,15 @@ def to_json(content: Mapping[str, Any]) -> bytes:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old content or the whole new content."""
+    """Write a file so that a crash leaves the old content or the whole new content; its permissions stay."""
     temporary = _temporary_name(path)
     try:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -6,7 +6,10 @@ Hub only once.
 
 import hashlib
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -104,17 +107,21 @@ class HubRepository:
         )
 
     def _check_download(self, path: Path) -> None:
-        """Compare a large file with its SHA-256, because HTTP does not check the content.
+        """Compare a file with its hash, because HTTP does not check the content, and `main` may move meanwhile.
 
-        The Hub sends the SHA-256 as the ETag of a large file, and the cache names the blob after it. Not checked: small
-        files, whose ETag is shorter, and files in a cache without links, which has no blobs.
+        The Hub sends a hash as the ETag, and the cache names the blob after it: the SHA-256 of a large file, git's
+        SHA-1 of a small one. Mirrors may send the plain SHA-1. Not checked: files with an ETag of another length, and
+        files in a cache without links, which has no blobs.
         """
         blob = path.resolve()
-        if len(blob.name) != 64:
-            return
-        with blob.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != blob.name:
+        header = b"blob %d\0" % blob.stat().st_size  # as git hashes it
+        sha1 = partial(hashlib.sha1, usedforsecurity=False)
+        kinds: dict[int, list[Callable[[], Any]]] = {64: [hashlib.sha256], 40: [partial(sha1, header), sha1]}
+        digests = []
+        for kind in kinds.get(len(blob.name), []):
+            with blob.open("rb") as file:
+                digests.append(hashlib.file_digest(file, kind).hexdigest())
+        if digests and blob.name not in digests:
             self.discard(path)
             raise OSError(f"{self.name}: {path.name} was damaged during the download: try again")
 

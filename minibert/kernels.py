@@ -210,8 +210,10 @@ class InPlaceGELU(nn.Module):
         return torch.ops.aten.gelu_(x, approximate=self.approximate)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """softmax(q kᵀ / √E) v: q (rows, H, Q, E), k and v (rows, H, S, E) -> (rows, H, Q, E).
+
+    In training, `dropout` is the share of the probabilities that becomes 0.
 
     On a CPU, torch computes these products with MKL. They depend on the other rows and on addresses if one query meets
     more keys, if E is not a multiple of 16, or if rows * H is 1. Such inputs are filled up, and the results are cut.
@@ -223,7 +225,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         filling = (0, -size % LANES, 0, 0, 0, 1 if n_heads == 1 else 0)
         if any(filling):
             q, k, v = (F.pad(x, filling) for x in (q, k, v))
-    context = F.scaled_dot_product_attention(q, k, v, scale=size**-0.5)
+    context = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=size**-0.5)
     return context[:, :n_heads, :n_queries, :size]
 
 

@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from . import kernels
@@ -65,16 +65,11 @@ def pack(model: PreTrainedModel, *, int8: bool = False, batch_invariant: bool = 
         ValueError: another class of model; a model in training mode, with hooks, or with a part that is not the one
             of `model.py`; int8 or batch invariance where this model or machine cannot have it.
     """
-    if type(model) not in (DistilBertModel, *CLS_HEADS, *TOKEN_HEADS):
-        raise ValueError(f"pack takes DistilBertModel and the five heads, not {type(model).__name__}")
     if any(part.training for part in model.modules()):
-        raise ValueError("a packed model is for inference: call model.eval() first")
-    hooked = [name for name, part in model.named_modules() if part._forward_hooks or part._forward_pre_hooks]
-    if hooked or _global_forward_hooks or _global_forward_pre_hooks:
-        where = hooked[:3] or "all modules"
-        raise ValueError(f"a packed model runs no hooks, but there are some on {where}: remove them before packing")
-    if (changed := find_changed_part(model)) is not None:
-        raise ValueError(f"pack runs the formulas of model.py, but {changed}: use the model itself")
+        raise ValueError(
+            "a packed model is for inference: call model.eval() first; for training there is PackedForTraining"
+        )
+    check_packable(model)
     if int8 and not (kernels.is_cpu_float32(model) and kernels.Int8Linear.is_available()):
         raise ValueError(
             f"int8 needs float32 on an x86 CPU where oneDNN's int8 products are exact, got {model.dtype} on "
@@ -84,6 +79,23 @@ def pack(model: PreTrainedModel, *, int8: bool = False, batch_invariant: bool = 
     if batch_invariant and fast.difference is not None:
         raise ValueError(f"{fast} cannot give the same bits in every batch on this machine: {fast.difference}")
     return fast
+
+
+def check_packable(model: PreTrainedModel) -> None:
+    """Refuse a model of another class, with hooks, or with a part that is not the one of `model.py`."""
+    if type(model) not in (DistilBertModel, *CLS_HEADS, *TOKEN_HEADS):
+        raise ValueError(f"pack takes DistilBertModel and the five heads, not {type(model).__name__}")
+    check_hooks(model)
+    if (changed := find_changed_part(model)) is not None:
+        raise ValueError(f"pack runs the formulas of model.py, but {changed}: use the model itself")
+
+
+def check_hooks(model: nn.Module) -> None:
+    """Refuse hooks on the forward pass of a model's modules: only some of the modules are called."""
+    hooked = [name for name, part in model.named_modules() if part._forward_hooks or part._forward_pre_hooks]
+    if hooked or _global_forward_hooks or _global_forward_pre_hooks:
+        where = hooked[:3] or "all modules"
+        raise ValueError(f"a packed model runs no hooks, but there are some on {where}: remove them before packing")
 
 
 def find_changed_part(model: PreTrainedModel) -> str | None:
@@ -259,20 +271,13 @@ class PackedModel:
         n_blocks = len(self.encoder.transformer.layer)
         first_only = isinstance(model, CLS_HEADS) and not output_hidden_states and n_blocks > 0
         with torch.autocast(self.device.type, enabled=False):
-            states = deque(self._encode(layout, tokens, position_ids, first_only), None if output_hidden_states else 1)
+            each = encode(self.encoder, layout, tokens, position_ids, first_only)
+            states = deque(each, None if output_hidden_states else 1)
             x = states[-1] if chosen is None else states[-1][chosen]
             if isinstance(model, CLS_HEADS):
                 first = x if first_only else x[layout.first]  # (B, D), of the sorted rows
                 return model.head(first[:, None])[layout.order.argsort()], states
             return model.head(x) if isinstance(model, TOKEN_HEADS) else x, states
-
-    def _encode(self, layout: "Layout", tokens: Tensor, position_ids: Tensor, first_only: bool) -> Iterator[Tensor]:
-        """Yield the embeddings and the result of each layer, (T, D); with `first_only` the last one is (B, D)."""
-        ids, embeds = (tokens[None], None) if tokens.ndim == 1 else (None, tokens[None])  # (1, T) or (1, T, D)
-        yield (x := self.encoder.embeddings(ids, embeds, position_ids[None])[0])
-        blocks = cast(Sequence[TransformerBlock], self.encoder.transformer.layer)
-        for i, block in enumerate(blocks, 1):
-            yield (x := run_block(block, x, layout, first_only and i == len(blocks)))
 
     @property
     def _is_span(self) -> bool:
@@ -342,22 +347,39 @@ class Slots:
         return padded.unflatten(0, self.shape)
 
 
+def encode(
+    encoder: DistilBertModel, layout: Layout, tokens: Tensor, position_ids: Tensor, first_only: bool
+) -> Iterator[Tensor]:
+    """Yield the embeddings and the result of each layer, (T, D); with `first_only` the last one is (B, D)."""
+    ids, embeds = (tokens[None], None) if tokens.ndim == 1 else (None, tokens[None])  # (1, T) or (1, T, D)
+    yield (x := encoder.embeddings(ids, embeds, position_ids[None])[0])
+    blocks = cast(Sequence[TransformerBlock], encoder.transformer.layer)
+    for i, block in enumerate(blocks, 1):
+        yield (x := run_block(block, x, layout, first_only and i == len(blocks)))
+
+
 def run_block(block: TransformerBlock, x: Tensor, layout: Layout, first_only: bool) -> Tensor:
     """(T, D) -> (T, D), as `TransformerBlock` does; with `first_only` (B, D), the first token of each sorted row."""
     attention = block.attention
     queries, ready = x[layout.first] if first_only else x, kernels.quantize_once(attention, x)
     q, k, v = attention.q_lin(queries if first_only else ready), attention.k_lin(ready), attention.v_lin(ready)
-    context = attend(q, k, v, layout, attention.n_heads)
-    x = block.sa_layer_norm(attention.out_lin(context).add_(queries))  # in place: see InPlaceGELU
+    dropout = attention.dropout.p if attention.dropout.training else 0.0
+    context = attend(q, k, v, layout, attention.n_heads, dropout)
+    x = block.sa_layer_norm(add(attention.out_lin(context), queries))
     n_rows = FFN_ROWS if x.device.type == "cpu" else len(x)
-    return torch.cat([block.output_layer_norm(block.ffn(rows).add_(rows)) for rows in x.split(n_rows)])
+    return torch.cat([block.output_layer_norm(add(block.ffn(rows), rows)) for rows in x.split(n_rows)])
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, n_heads: int) -> Tensor:
+def add(x: Tensor, residual: Tensor) -> Tensor:
+    """Return x + residual, in the memory of x (see `InPlaceGELU`) unless a gradient or autocast needs new memory."""
+    return x + residual if x.requires_grad or x.dtype != residual.dtype else x.add_(residual)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, n_heads: int, dropout: float = 0.0) -> Tensor:
     """Let the tokens of each row attend to each other: (T, D), or q (B, D) for one query a row -> shaped like q."""
     q, k, v = (x.unflatten(-1, (n_heads, -1)) for x in (q, k, v))  # (T, H, E), or q (B, H, E)
     one_query = len(q) < len(k)
-    if varlen := kernels.varlen_attention(q):
+    if dropout == 0 and (varlen := kernels.varlen_attention(q)):
         longest = layout.groups[-1][1]
         bounds = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device) if one_query else layout.bounds
         return varlen(q, k, v, bounds, layout.bounds, 1 if one_query else longest, longest).flatten(1)
@@ -366,6 +388,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, n_heads: int) -> Ten
     contexts = []
     for group in zip(layout.groups, q.split(query_sizes), k.split(key_sizes), v.split(key_sizes), strict=True):
         (rows, _), *parts = group
-        by_row = (part.unflatten(0, (rows, -1)).transpose(1, 2) for part in parts)  # (rows, H, length or 1, E) each
-        contexts.append(kernels.attention(*by_row).transpose(1, 2).flatten(0, 1))
+        # (rows, H, length or 1, E) each
+        queries, keys, values = (part.unflatten(0, (rows, -1)).transpose(1, 2) for part in parts)
+        contexts.append(kernels.attention(queries, keys, values, dropout).transpose(1, 2).flatten(0, 1))
     return torch.cat(contexts).flatten(1)

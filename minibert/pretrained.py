@@ -394,17 +394,8 @@ class PreTrainedModel(nn.Module):
 
 
 def read_checkpoint(files: CheckpointFiles) -> tuple[DistilBertConfig, dict[str, Tensor]]:
-    """Read config and weights, both of one checkpoint: if another process saves at this moment, read once more."""
-    while True:
-        config = DistilBertConfig.from_files(files)
-        try:
-            tensors = read_tensors(files)
-        except (OSError, ValueError, RuntimeError):  # such as a file that was replaced before it could be opened
-            if not files.changed():
-                raise
-        else:
-            if not files.changed():
-                return config, tensors
+    """Read config and weights, both of one checkpoint."""
+    return files.read_whole("config.json", lambda: (DistilBertConfig.from_files(files), read_tensors(files)))
 
 
 def as_dtype(dtype: object) -> torch.dtype:

@@ -187,8 +187,9 @@ class System:
 
 
 def run_systems(names: list[str], batches: dict[str, list[int]], folder: Path, args: argparse.Namespace) -> Results:
-    """Measure, and return what `report` prints."""
+    """Measure, and return what `report` prints; with --save the file has each round as soon as it is done."""
     systems = [system for name in names if (system := System.start(name, folder, args.threads))]
+    machine = describe_machine(folder, args.threads)
     for round_number in range(args.rounds + 1):
         for batch, lengths in batches.items():
             for system in random.sample(systems, len(systems)):
@@ -197,11 +198,19 @@ def run_systems(names: list[str], batches: dict[str, list[int]], folder: Path, a
                 else:
                     system.measure(batch, lengths)
         print(f"round {round_number} of {args.rounds}" if round_number else "warm", flush=True)
+        results = collect(systems, batches, machine)
+        if args.save and round_number:
+            results = save(results)
     for system in systems:
         system.pipe.send(None)
+    return results
+
+
+def collect(systems: list[System], batches: dict[str, list[int]], machine: dict[str, Any]) -> Results:
+    """Return what the systems have measured so far."""
     eager = next((system.logits for system in systems if system.name == "minibert-eager"), {})
     return {
-        "machine": describe_machine(folder, args.threads),
+        "machine": machine,
         "batches": batches,
         "systems": {
             system.name: {
@@ -379,7 +388,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--lengths", type=Path, help="file of numbers: one more batch, with rows of these lengths")
     parser.add_argument("--rounds", type=int, default=9, help="how often each system runs each batch")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each system")
-    parser.add_argument("--save", action="store_true", help="keep the results, beside earlier ones of this kind of CPU")
+    parser.add_argument("--save", action="store_true", help="keep each round, with earlier results of this kind of CPU")
     parser.add_argument("--show", type=Path, metavar="JSON", help="show what an earlier run wrote, and measure nothing")
     parser.add_argument("--table", type=Path, metavar="JSON", help="the same as the README's table")
     parser.add_argument("--plot", type=Path, help="write a picture here (needs matplotlib)")
@@ -407,10 +416,7 @@ def main() -> None:
         folder = Path(directory)
         save_checkpoint(folder)
         if batches:
-            results = run_systems(args.systems, batches, folder, args)
-            if args.save:
-                results = save(results)
-            show(results, args.plot)
+            show(run_systems(args.systems, batches, folder, args), args.plot)
         if args.start_up:
             time_start_up(folder, args.rounds)
         if args.throughput:

@@ -22,6 +22,9 @@ DROP_HEAD = "the same, but only for HEAD: the file itself would come"
 BREAK = "the connection closes half way through the file"
 SHORT = "GET sends fewer bytes than HEAD promised"
 GARBAGE = "as many bytes as promised, but others"
+LONG = "GET sends more bytes than HEAD promised"
+SLOW = "the bytes come in pieces, with pauses"
+STALL = "nothing comes for longer than the client waits"
 
 ONE_WAIT = 5  # naps, of 23 seconds in all; 0.36 takes them for config.json even where that is cached
 
@@ -43,6 +46,7 @@ class Hub:
     def __init__(self):
         self.repositories = {}
         self.faults = {}  # filename -> one of the above
+        self.stall = 0.0  # seconds
         self.after = {}  # filename -> function to call once the file has been sent
         self.requests = []  # "HEAD main/config.json", …
         self.naps = []  # seconds that the client would have slept between its tries; here it does not sleep
@@ -58,6 +62,10 @@ class Hub:
         repository.main = commit
         return commit
 
+    def fault(self, filename):
+        """What goes wrong when this file is asked for; None for nothing."""
+        return self.faults.get(filename)
+
     def stop(self):
         """Stop the server: from now on connections are refused."""
         self.server.shutdown()
@@ -67,25 +75,30 @@ class Hub:
 @contextlib.contextmanager
 def loopback_hub(monkeypatch, cache):
     """Start a Hub without repositories; huggingface_hub uses only this one, with an empty cache and no token."""
+    hub = Hub()
+    connect(monkeypatch, hub.url, cache, hub.naps.append)
+    yield hub
+    hub.stop()
+    new_session()
+
+
+def connect(monkeypatch, url, cache, sleep):
+    """Let huggingface_hub use only the Hub at this address, and sleep in this way between its tries."""
     from huggingface_hub import constants, file_download
     from huggingface_hub.utils import _http
 
-    hub = Hub()
-    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    clock = types.SimpleNamespace(**{name: getattr(time, name) for name in dir(time)} | {"sleep": hub.naps.append})
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    clock = types.SimpleNamespace(**{name: getattr(time, name) for name in dir(time)} | {"sleep": sleep})
     monkeypatch.setattr(_http, "time", clock)
     monkeypatch.setattr(file_download, "time", clock)
     for module in (constants, file_download):  # 0.x copies it into the second
         monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "ENDPOINT", url)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    new_session()
-    yield hub
-    hub.stop()
     new_session()
 
 
@@ -126,8 +139,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_file(filename, repository.commits[commit][filename], commit)
 
     def send_file(self, filename, content, commit):
-        fault = self.hub.faults.get(filename)
+        fault = self.hub.fault(filename)
         headers = {"ETag": f'"{etag(filename, content)}"', "X-Repo-Commit": commit}
+        if fault == STALL:
+            time.sleep(self.hub.stall)
         if fault == DROP or (fault == DROP_HEAD and self.command == "HEAD"):
             self.close_connection = True
         elif isinstance(fault, int):
@@ -148,12 +163,14 @@ class Handler(BaseHTTPRequestHandler):
             content = content[:half]
         elif fault == GARBAGE:
             content = content[:half] + bytes(byte ^ 0xFF for byte in content[half:])
-        self.send(206 if start else 200, headers, content, sent=half if fault == BREAK else None)
+        elif fault == LONG:
+            content += content[:half]
+        self.send(206 if start else 200, headers, content, half if fault == BREAK else None, fault == SLOW)
 
     def error(self, status, code="", headers=()):
         self.send(status, {"X-Error-Code": code, "X-Error-Message": f"from {self.hub.url}", **dict(headers)})
 
-    def send(self, status, headers, content=b"", sent=None):
+    def send(self, status, headers, content=b"", sent=None, slowly=False):
         self.send_response(status)
         for header, value in headers.items():
             self.send_header(header, value)
@@ -161,7 +178,11 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")  # so that none is left open when the Hub stops
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(content[:sent])
+            content = content[:sent]
+            piece = len(content) // 5 + 1 if slowly else len(content) or 1
+            for start in range(0, len(content), piece):
+                self.wfile.write(content[start : start + piece])
+                time.sleep(0.01 if slowly else 0)
 
     def log_message(self, *args):
         """Print no log."""

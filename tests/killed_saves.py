@@ -1,7 +1,7 @@
 """Saves one checkpoint over copies of another and kills each save, at every step of it or at random times.
 
 Run by test_save.py in a process of its own, which forks (so that torch is imported once):
-python killed_saves.py every-step | random-times OLD NEW OUT. It leaves the folders OUT/0, OUT/1, …
+python killed_saves.py every-step | random-times model | tokenizer OLD NEW OUT. It leaves the folders OUT/0, OUT/1, …
 """
 
 import itertools
@@ -12,7 +12,9 @@ import signal
 import sys
 import time
 
-from minibert import DistilBertForSequenceClassification
+from minibert import DistilBertForSequenceClassification, DistilBertTokenizer
+
+KINDS = {"model": DistilBertForSequenceClassification, "tokenizer": DistilBertTokenizer}
 
 
 def kill_at_step(step, folder):
@@ -27,27 +29,27 @@ def kill_at_step(step, folder):
     sys.addaudithook(hook)
 
 
-def every_step(old, new, out):
-    model = DistilBertForSequenceClassification.from_pretrained(new)
+def every_step(kind, old, new, out):
+    made = kind.from_pretrained(new)
     for step in itertools.count():
         folder = os.path.join(out, str(step))
         shutil.copytree(old, folder)
         if not (child := os.fork()):
             kill_at_step(step, folder)
-            model.save_pretrained(folder)
+            made.save_pretrained(folder)
             os._exit(0)
         if os.waitpid(child, 0)[1] == 0:  # the save was not killed
             break
 
 
-def random_times(old, new, out):
-    models = [DistilBertForSequenceClassification.from_pretrained(source) for source in (new, old)]
+def random_times(kind, old, new, out):
+    both = [kind.from_pretrained(source) for source in (new, old)]
     for attempt in range(40):
         folder = os.path.join(out, str(attempt))
         shutil.copytree(old, folder)
         if not (child := os.fork()):
-            for model in models * 50:  # more saves than it can finish before the kill
-                model.save_pretrained(folder)
+            for made in both * 50:  # more saves than it can finish before the kill
+                made.save_pretrained(folder)
             os._exit(0)
         time.sleep(random.uniform(0, 0.05))
         os.kill(child, signal.SIGKILL)
@@ -55,5 +57,5 @@ def random_times(old, new, out):
 
 
 if __name__ == "__main__":
-    how, *folders = sys.argv[1:]
-    {"every-step": every_step, "random-times": random_times}[how](*folders)
+    how, kind, *folders = sys.argv[1:]
+    {"every-step": every_step, "random-times": random_times}[how](KINDS[kind], *folders)

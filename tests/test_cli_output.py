@@ -14,7 +14,10 @@ import torch
 
 from minibert import DistilBertForSequenceClassification, DistilBertTokenizer, cli
 from minibert.cli import arguments
-from minibert.cli.output import CONTROL, visible, write_file
+from minibert.cli.output import write_file
+from minibert.study.report import table
+from minibert.terminal import CONTROL, visible
+from minibert.tokenizer import AddedToken
 
 from .command_line import WORDS, run, save_classifier
 from .models import model
@@ -81,6 +84,30 @@ def test_labels_and_tokens_do_not_control_the_terminal(capsys, tmp_path, command
     assert (status, len(out.splitlines())) == (0, n_lines)
     assert r"\x1b[2J" in out
     assert not controls(out.replace("\t", ""))
+
+
+@pytest.mark.parametrize("command", ["walk", "trace", "padding"])
+def test_labels_and_tokens_do_not_forge_a_line_of_a_study(capsys, tmp_path, command):
+    hostile = "\x1b[2J\nforged"
+    folder = tmp_path / f"model{hostile}"
+    labels = {0: f"A{hostile}", 1: f"B{hostile}"}
+    model("DistilBertForSequenceClassification", vocab_size=len(WORDS) + 1, id2label=labels).save_pretrained(folder)
+    tokens = {len(WORDS): AddedToken(f"token{hostile}")}
+    vocab = {word: i for i, word in enumerate(WORDS)}
+    DistilBertTokenizer(vocab, added_tokens=tokens, model_max_length=16).save_pretrained(folder)
+    text = f"token{hostile} nice"
+    query = ["--query", "1"] if command == "trace" else []
+    status, out, _ = run(capsys, command, "--model", folder, text, "today is a nice day", *query)
+    assert status == 0
+    assert command == "padding" or r"token\x1b[2J\nforged" in out
+    assert command != "walk" or all(rf"{name}\x1b[2J\nforged" in out for name in ("model", "A", "B"))
+    assert not [line for line in out.splitlines() if line.lstrip().startswith("forged")]
+    assert not controls(out)
+
+
+def test_a_report_printed_by_python_does_not_control_the_terminal():
+    printed = table(["label\x1b[2J"], [["a\nb\r\u2028"], [1.5]])
+    assert printed.splitlines() == [r"label\x1b[2J", r"a\nb\r\u2028", "1.5"]
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,13 @@ import pytest
 import torch
 
 import minibert
+from minibert.pretrained import PreTrainedModel
 from minibert.study import edit
 from minibert.study.compare import compare, compare_checkpoint
 from minibert.study.models import MODELS
 
+from .checkpoints import CLASSIFIER
+from .hub import files
 from .models import HEADS, MASKS, SHAPES, batch, labels, model
 
 each_head = pytest.mark.parametrize("head", HEADS)
@@ -327,5 +330,17 @@ def test_only_transformers_and_the_oracle_are_known(tmp_path):
 
 def test_every_public_model_can_be_compared():
     public = {name: getattr(minibert, name) for name in minibert.__all__}
-    models = {name for name, each in public.items() if isinstance(each, type) and issubclass(each, torch.nn.Module)}
+    models = {name for name, each in public.items() if isinstance(each, type) and issubclass(each, PreTrainedModel)}
     assert set(MODELS) == models
+
+
+@pytest.mark.reference
+def test_transformers_reads_the_revision_that_is_compared(hub, tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setattr(transformers.utils.hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    older, newer = (files(save(tmp_path / name, CLASSIFIER, vocabulary=None)) for name in ("older", "newer"))
+    commit = hub.commit("someone/tiny", older)
+    hub.commit("someone/tiny", newer)
+    for revision in (commit, None):
+        assert compare_checkpoint("someone/tiny", revision=revision, against=["transformers"]).ok
+    assert f"GET {commit}/model.safetensors" in hub.requests

@@ -289,7 +289,7 @@ def test_a_bad_file_is_named(tmp_path, text, message):
 def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(10**11)  # sparse: it takes no room on the disk
-    with pytest.raises(ValueError, match=r"config.json: 100000000000 bytes are too many for a JSON file"):
+    with pytest.raises(ValueError, match=r"config.json: 100000000000 bytes are too many for a text file"):
         DistilBertConfig.from_pretrained(tmp_path)
 
 

@@ -1,18 +1,23 @@
 """A Hub that fails: the error is one line with the way out, no partial file is kept, and the next try succeeds."""
 
+import hashlib
 import re
 
 import huggingface_hub
 import pytest
 
+from minibert import DistilBertTokenizer
+
+from . import hub as hub_module
 from .checkpoints import NAME, WEIGHTS, cached, load_tiny
-from .hub import BREAK, DROP, DROP_HEAD, GARBAGE, ONE_WAIT, SHORT
+from .hub import BREAK, DROP, DROP_HEAD, GARBAGE, LONG, ONE_WAIT, SHORT, SLOW
 
 FAULTS = {
     "drop": DROP,
     "drop HEAD": DROP_HEAD,
     "break": BREAK,
     "short": SHORT,
+    "long": LONG,
     "garbage": GARBAGE,
     "503": 503,
     "429": 429,
@@ -39,6 +44,39 @@ def test_after_a_fault_the_error_is_one_line_no_partial_file_is_kept_and_the_nex
     kept = [] if filename == "config.json" else [tiny_files["config.json"]]
     assert blobs(tmp_path) == kept
     hub.faults.clear()
+    load_tiny()
+
+
+def test_a_slow_hub_is_waited_for(hub, tiny_files):
+    hub.commit(NAME, tiny_files)
+    hub.faults = dict.fromkeys(tiny_files, SLOW)
+    load_tiny()
+
+
+def test_a_small_file_of_other_bytes_is_refused_as_well(hub, tiny_files, tmp_path):
+    vocab = "".join(f"{token}\n" for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word")).encode()
+    hub.commit(NAME, tiny_files | {"vocab.txt": vocab, "tokenizer_config.json": b'{"do_lower_case": true}'})
+    hub.faults["vocab.txt"] = GARBAGE
+    with pytest.raises(OSError, match=re.escape("vocab.txt was damaged during the download: try again")):
+        DistilBertTokenizer.from_pretrained(NAME)
+    assert "vocab.txt" not in cached(tmp_path)
+    hub.faults.clear()
+    assert DistilBertTokenizer.from_pretrained(NAME).get_vocab()["word"] == 5
+
+
+def test_a_commit_between_head_and_get_does_not_give_a_file_under_another_ones_hash(hub, tiny_files):
+    other = tiny_files["config.json"].replace(b"LABEL", b"OTHER")  # as many bytes
+    hub.commit(NAME, tiny_files)
+    hub.fault = lambda filename: hub.commit(NAME, tiny_files | {"config.json": other}) and None
+    with pytest.raises(OSError, match=re.escape("config.json was damaged during the download: try again")):
+        load_tiny()
+    assert load_tiny().config.id2label[0].startswith("OTHER")
+
+
+@pytest.mark.parametrize("tag", ["sha1", "md5"])
+def test_a_mirror_may_send_other_etags(hub, tiny_files, monkeypatch, tag):
+    monkeypatch.setattr(hub_module, "etag", lambda filename, content: hashlib.new(tag, content).hexdigest())
+    hub.commit(NAME, tiny_files)
     load_tiny()
 
 

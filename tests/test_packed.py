@@ -255,7 +255,7 @@ def test_threads_do_not_change_the_bits(head, int8):
     assert all(torch.equal(result[name], tensor) for result in results for name, tensor in results[0].items())
 
 
-@needs("batch_invariant")
+@needs("base_invariant")
 @each_kernel
 @each_head
 def test_the_base_shape_gives_the_same_bits_alone_and_in_a_batch(head, int8):
@@ -306,14 +306,11 @@ def with_fault(function, is_faulty):
 @pytest.mark.parametrize(
     ("where", "name", "is_faulty", "says"),
     [
-        (OneDnnLinear, "forward", lambda self, x: len(x) == 7, "prepacked for oneDNN, .* 7 of 66 rows"),
+        (OneDnnLinear, "forward", lambda self, x: len(x) == 7, "prepacked for oneDNN, .* 7 of 128 rows"),
         (OneDnnLinear, "forward", lambda self, x: x.data_ptr() % 64 == 32, "rows have other bits"),
-        (
-            OneDnnLinear,
-            "forward",
-            lambda self, x: torch.get_num_threads() == 2,
-            "rows have other bits when they run alone",
-        ),
+        (OneDnnLinear, "forward", lambda self, x: torch.get_num_threads() == 2, "rows have other bits when they run"),
+        (OneDnnLinear, "forward", lambda self, x: torch.get_num_threads() == 8, r"run alone \(threads: 8\)"),
+        (OneDnnLinear, "forward", lambda self, x: len(x) > 66, "rows have other bits when they run alone"),
         (
             trial,
             "attention",
@@ -326,9 +323,9 @@ def with_fault(function, is_faulty):
             lambda q, k, v: k.shape[2] == 31 and len(q) < 3,
             "attention with 4 heads of 8 over 31 tok",
         ),
-        (trial.InPlaceGELU, "forward", lambda self, x: len(x) == 33, "GELU of 64 numbers: 33 of 66 rows"),
+        (trial.InPlaceGELU, "forward", lambda self, x: len(x) == 33, "GELU of 64 numbers: 33 of 128 rows"),
     ],
-    ids=["7 rows", "an address", "threads", "one query", "31 tokens", "GELU"],
+    ids=["7 rows", "an address", "2 threads", "8 threads", "many rows", "one query", "31 tokens", "GELU"],
 )
 def test_a_kernel_that_breaks_its_promise_is_found_out(monkeypatch, where, name, is_faulty, says):
     monkeypatch.setattr(MklLinear, "is_available", staticmethod(lambda: False))
@@ -358,6 +355,15 @@ def test_the_first_kernel_that_passes_the_trial_is_taken(monkeypatch):
     monkeypatch.setattr(trial, "OneDnnLinear", Faulty)
     assert "a faulty kernel" in repr(pack(model()))  # still faster than F.linear
     assert not pack(model()).batch_invariant
+
+
+@pytest.mark.usefixtures("fresh_trial")
+def test_the_kernel_that_is_taken_in_any_case_is_tried_only_for_who_asks(monkeypatch):
+    monkeypatch.setattr(MklLinear, "is_available", staticmethod(lambda: False))
+    fast = pack(model())
+    assert trial.linear_difference.cache_info().misses == 0
+    if fast.batch_invariant:
+        assert trial.linear_difference.cache_info().misses > 0
 
 
 @needs("mkl")

@@ -261,6 +261,21 @@ def test_view_says_what_is_wrong(checkpoint, capsys, tmp_path):
     assert "give the name of a file, in a folder that exists" in err
 
 
+def spans(patch):
+    """What a patch covers: (left, right), (lower, upper)."""
+    box = patch.get_path().transformed(patch.get_patch_transform()).get_extents()
+    return (box.x0, box.x1), (box.y0, box.y1)
+
+
+def test_figure_grows_with_its_panels_and_tokens(loaded):
+    pytest.importorskip("matplotlib")
+    one, two = (attention_figure(*loaded, TEXTS, masks=masks).get_size_inches() for masks in ([True], [True, False]))
+    longer = attention_figure(*loaded, TEXTS, masks=[True], length=16).get_size_inches()
+    assert one[1] == two[1] < longer[1]
+    assert one[0] < longer[0]
+    assert two[0] == pytest.approx(one[0] + one[1])
+
+
 def test_figure_shows_the_probabilities_with_the_padding_hatched(loaded, tmp_path):
     pytest.importorskip("matplotlib")
     model, tokenizer = loaded
@@ -273,7 +288,16 @@ def test_figure_shows_the_probabilities_with_the_padding_hatched(loaded, tmp_pat
         assert np.array_equal(panel.images[0].get_array(), probs[0, 2].numpy())
         assert (panel.get_xlabel(), panel.get_ylabel()) == ("key", "query")
         assert [label.get_text() for label in panel.get_yticklabels()][:4] == "[CLS] a nice day".split()
-        assert sum(bool(patch.get_hatch()) for patch in panel.patches) == (inputs.attention_mask[0] == 0).sum()
+        norm = panel.images[0].norm
+        assert (norm.gamma, norm.vmin, norm.vmax) == (0.5, 0, 1)  # the same colours in each panel
+        assert all(label.get_rotation() == 90 for label in panel.get_xticklabels())
+        padded = (inputs.attention_mask[0] == 0).nonzero()[:, 0].tolist()
+        hatched = [spans(patch)[0] for patch in panel.patches if patch.get_hatch()]
+        dimmed = [spans(patch)[1] for patch in panel.patches if not patch.get_hatch()]
+        assert hatched == dimmed == [(i - 0.5, i + 0.5) for i in padded]
+        assert not any(patch.get_fill() for patch in panel.patches if patch.get_hatch())  # the weights show through
+        assert panel.get_title() == f"layer 1, head 2, {'without' if mask is None else 'with'} mask"
+    assert figure.axes[2].get_ylabel() == "probability"
     for suffix in ("png", "svg", "pdf"):
         figure.savefig(tmp_path / f"figure.{suffix}")
 

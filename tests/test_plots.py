@@ -15,6 +15,7 @@ from minibert.study import (
     patch,
     precision_ladder,
 )
+from minibert.study.plots import heatmap
 
 from .models import batch, model
 
@@ -61,7 +62,27 @@ def test_a_heatmap_shows_each_number_under_its_names(figures):
     axes = drawn["positions"].axes[0]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == TOKENS[0]
     assert torch.allclose(torch.tensor(axes.images[0].get_array()), reports["positions"].restored.double())
-    assert axes.images[0].norm.vmin == -axes.images[0].norm.vmax  # 0 is white
+    norm = axes.images[0].norm
+    assert norm.vmin == -norm.vmax == -reports["positions"].restored.abs().max().clamp(min=1)  # 0 is white
+    assert axes.images[0].cmap.name == "RdBu_r"
+
+
+def test_the_numbers_of_a_heatmap_stand_out_from_their_cells(figures):
+    for name in ("pad mass", "positions"):
+        axes = figures[1][name].axes[0]
+        image = axes.images[0]
+        colours = image.cmap(image.norm(image.get_array())).reshape(-1, 4)[:, :3]
+        for text, colour in zip(axes.texts, colours, strict=True):
+            luminance = colour @ (0.2126, 0.7152, 0.0722)
+            assert (text.get_color() == "white") == (luminance < 0.5) or 0.3 < luminance < 0.7
+            assert text.get_horizontalalignment() == text.get_verticalalignment() == "center"
+
+
+def test_names_that_are_long_are_turned(figures):
+    assert {tick.get_rotation() for tick in figures[1]["pad mass"].axes[0].get_xticklabels()} == {0}
+    figure = heatmap(torch.zeros(1, 2), ["a"], ["a column", "b"], "title", "bar", (0.0, 1.0))
+    assert {tick.get_rotation() for tick in figure.axes[0].get_xticklabels()} == {90}
+    assert (figure.axes[0].get_title(), figure.axes[1].get_ylabel()) == ("title", "bar")
 
 
 def test_curves_go_through_the_numbers_of_the_report(figures):

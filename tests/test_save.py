@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -45,9 +46,9 @@ def which(folder, candidates, kind=DistilBertForSequenceClassification):
     return "a mixture"
 
 
-def killed_saves(how, old, new, out):
+def killed_saves(how, old, new, out, kind="model"):
     """The folders that killed saves of `new` over `old` leave behind; see killed_saves.py."""
-    subprocess.run([sys.executable, Path(__file__).with_name("killed_saves.py"), how, old, new, out], check=True)
+    subprocess.run([sys.executable, Path(__file__).with_name("killed_saves.py"), how, kind, old, new, out], check=True)
     return [out / str(i) for i in range(len(os.listdir(out)))]
 
 
@@ -66,12 +67,11 @@ def test_a_save_killed_at_any_time_leaves_the_old_checkpoint_or_the_new(tmp_path
     assert {which(folder, old_and_new) for folder in folders} <= {"old", "new"}
 
 
-def saver(new, old, folder):
+def saver(new, old, folder, kind=DistilBertForSequenceClassification):
     """A process that saves one checkpoint and the other in turn until it is killed."""
     if child := os.fork():
         return child
-    models = [DistilBertForSequenceClassification.from_pretrained(source) for source in (new, old)]
-    for made in itertools.cycle(models):
+    for made in itertools.cycle([kind.from_pretrained(source) for source in (new, old)]):
         made.save_pretrained(folder)
     raise AssertionError
 
@@ -127,6 +127,94 @@ def test_a_first_save_killed_at_any_step_leaves_nothing_or_the_whole(tmp_path, o
     whole = [folder for folder in folders if (folder / "config.json").exists()]
     assert len(folders) > len(whole) > 5
     assert {which(folder, old_and_new) for folder in whole} == {"new"}
+
+
+@needs_fork
+def test_a_save_deletes_what_killed_saves_left_and_nothing_else(tmp_path, old_and_new):
+    old, new = old_and_new
+    mine = ["model-00001-of-00002.safetensors", ".mine.tmp", "model-mine.safetensors"]
+    for name in mine:
+        (old / name).write_text("mine")
+    (folder, *_) = killed_saves("every-step", old, new, tmp_path / "out")
+    left = [path for path in (tmp_path / "out").glob("*/*") if not (old / path.name).exists()]
+    assert any(path.name.startswith("model-") for path in left)
+    assert any(path.name.startswith(".config.json.") for path in left)
+    assert any(path.is_dir() for path in left)
+    for path in left:
+        if path.parent != folder:
+            path.rename(folder / path.name)
+    DistilBertForSequenceClassification.from_pretrained(new).save_pretrained(folder)
+    assert sorted(os.listdir(folder)) == sorted(["config.json", "model.safetensors", *mine])
+    assert which(folder, old_and_new) == "new"
+
+
+def test_without_locks_of_posix_a_lock_file_makes_savers_wait(tmp_path, monkeypatch):
+    lock = pytest.importorskip("filelock").FileLock(tmp_path / ".lock")
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    saver = threading.Thread(target=saved, args=(tmp_path,))
+    with lock:
+        saver.start()
+        saver.join(0.3)
+        assert not (tmp_path / "config.json").exists()
+    saver.join()
+    assert (tmp_path / "config.json").exists()
+
+
+# The tokenizer's files
+
+LENGTHS = {"old": 3, "new": 4}  # each tokenizer's model_max_length
+
+
+@pytest.fixture
+def old_and_new_tokenizers(tmp_path):
+    """Two tokenizers in files of each kind: the vocabulary and the settings of one would fit the other's."""
+    for name, length in LENGTHS.items():
+        vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", name, "word"])}
+        DistilBertTokenizer(vocab, model_max_length=length).save_pretrained(tmp_path / name)
+    tokens = [(word, i) for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "old", "word"])]
+    content = {"model": {"type": "WordPiece", "vocab": dict(tokens)}, "added_tokens": []}
+    (tmp_path / "old" / "tokenizer.json").write_text(json.dumps(content))  # is read in place of vocab.txt
+    return tmp_path / "old", tmp_path / "new"
+
+
+def which_tokenizer(folder):
+    """Whose vocabulary, if the settings are of the same tokenizer."""
+    tokenizer = DistilBertTokenizer.from_pretrained(folder)
+    (word,) = tokenizer.get_vocab().keys() & {"old", "new"}
+    return word if tokenizer.model_max_length == LENGTHS[word] else "a mixture"
+
+
+@needs_fork
+def test_a_save_of_a_tokenizer_killed_at_any_step_leaves_the_old_one_or_the_new(tmp_path, old_and_new_tokenizers):
+    folders = killed_saves("every-step", *old_and_new_tokenizers, tmp_path / "out", "tokenizer")
+    left = [which_tokenizer(folder) for folder in folders]
+    assert left == ["old"] * left.count("old") + ["new"] * left.count("new")
+    assert min(Counter(left).values()) >= 4
+    assert sorted(os.listdir(folders[-1])) == ["tokenizer_config.json", "vocab.txt"]
+
+
+@needs_fork
+def test_loading_a_tokenizer_while_another_process_saves_never_mixes_two(tmp_path, old_and_new_tokenizers):
+    old, new = old_and_new_tokenizers
+    (old / "tokenizer.json").unlink()
+    shutil.copytree(old, tmp_path / "busy")
+    child = saver(new, old, tmp_path / "busy", DistilBertTokenizer)
+    try:
+        found = Counter(which_tokenizer(tmp_path / "busy") for _ in range(100))
+    finally:
+        stop(child)
+    assert set(found) == {"old", "new"}, found
+
+
+def test_only_a_killed_save_makes_tokenizer_config_name_the_vocabulary(tmp_path, old_and_new_tokenizers):
+    old, new = old_and_new_tokenizers
+    config = json.loads((new / "tokenizer_config.json").read_text())
+    for name in (str(old / "vocab.txt"), "../old/vocab.txt", 3, None, "", "vocab.txt", f"vocab-{'0' * 31}/.txt"):
+        (new / "tokenizer_config.json").write_text(json.dumps(config | {"vocab_file": name}))
+        assert which_tokenizer(new) == "new"
+    (new / "tokenizer_config.json").write_text(json.dumps(config | {"vocab_file": f"vocab-{'0' * 32}.txt"}))
+    with pytest.raises(OSError, match="it has no tokenizer"):
+        which_tokenizer(new)
 
 
 @needs_fork

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 
+from ..terminal import visible
 from .arguments import build_parser
-from .output import shorten, visible
+from .output import shorten
 
 ERRORS = (ValueError, TypeError, OSError, KeyboardInterrupt, SystemExit)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from .. import DEMO, __version__
-from .output import shorten, visible
+from ..terminal import visible
+from .output import shorten
 
 LONGEST = 4 * 2**20  # bytes of a text; the whole of War and Peace has 3 million
 EXERCISES_FOLDER = Path("minibert-exercises")

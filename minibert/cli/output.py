@@ -2,24 +2,13 @@
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import write_atomically
+from ..terminal import visible
 
-# C0 and C1 control characters, line separators, characters that reverse the order of a line, lone surrogates
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 ERROR_LENGTH = 500  # characters
-
-
-def visible(text: str) -> str:
-    r"""Escape control characters: a newline becomes \n, so that a text stays on its line.
-
-    >>> visible("two\nlines\x1b[31m")
-    'two\\nlines\\x1b[31m'
-    """
-    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def shorten(message: str) -> str:
@@ -62,9 +51,6 @@ def write_file(path: Path, data: bytes) -> None:
         if path.exists() and not path.is_file():
             path.write_bytes(data)
         else:
-            mode = path.stat().st_mode if path.exists() else None
             write_atomically(Path(os.path.realpath(path)), data)  # a link stays a link
-            if mode is not None:
-                path.chmod(mode)
     except OSError as error:
         raise OSError(f"{path}: cannot be written ({error.strerror})") from None

@@ -26,6 +26,7 @@ from ..study.page import attention_page
 from ..study.report import Report, plain, table
 from ..study.trace import trace
 from ..study.walk import SENTENCES, walk
+from ..terminal import visible
 from ..tokenizer import DistilBertTokenizer
 from .arguments import EXERCISES_FOLDER, read_texts
 from .output import check_output_file, say, write_file
@@ -74,7 +75,7 @@ def run_walk(options: argparse.Namespace) -> int:
         print(json.dumps({"model": str(options.model), **result.to_dict(), "published": published, "agree": agree}))
         return 0 if agree else 1
     config = model.config
-    say(f"minibert walk: {name}, {config.n_layers} layers of {config.n_heads} heads, dim {config.dim}\n")
+    say(f"minibert walk: {visible(name)}, {config.n_layers} layers of {config.n_heads} heads, dim {config.dim}\n")
     say(str(result))
     if published is not None:
         print("\nPublished logits of this checkpoint, beside these")
@@ -108,7 +109,7 @@ def run_view(options: argparse.Namespace) -> int:
     data = page.encode()
     write_file(options.out, data)
     report = {"file": str(options.out), "bytes": len(data)}
-    say(json.dumps(report) if options.json else f"{options.out}: {len(data) / 1e6:.2f} MB")
+    say(json.dumps(report) if options.json else f"{visible(str(options.out))}: {len(data) / 1e6:.2f} MB")
     return 0
 
 
@@ -185,7 +186,7 @@ def run_exercise(options: argparse.Namespace) -> int:
     is_unchanged = read_copy(copy) == initial(options.number) and not exercise.made
     if options.predict is None or is_unchanged:
         verb = "Read" if exercise.made and exercise.first != "none" else "Change"
-        say(f"{verb} {copy}, and predict the first step that differs from the papers' formulas:")
+        say(f"{verb} {visible(str(copy))}, and predict the first step that differs from the papers' formulas:")
         folder = "" if options.folder == EXERCISES_FOLDER else f" --folder {shlex.quote(str(options.folder))}"
         say(f"    minibert exercise {options.number}{folder} --predict STEP")
         print("STEP is a name or its end, such as ffn.lin1 or layer.1.attention.q; or none.")

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..pipeline import Embedder, MaskFiller, Pipeline, QuestionAnswerer, TextClassifier, TokenClassifier
+from ..terminal import visible
 from .arguments import read_context, read_texts, refuse_empty
-from .output import check_output_file, to_json, visible, write_file
+from .output import check_output_file, to_json, write_file
 
 Result = TypeVar("Result")
 

@@ -349,9 +349,8 @@ def _run_oracle(model: PreTrainedModel, batch: Mapping[str, Tensor | None]) -> d
 def real_positions(batch: Mapping[str, Tensor | None]) -> Tensor:
     """Return (B, S), or (B, C, S): True where a token is real; everywhere, where no padding mask says otherwise."""
     ids, mask, embeds = (batch.get(name) for name in ("input_ids", "attention_mask", "inputs_embeds"))
-    tokens = ids if ids is not None else embeds[..., 0]  # type: ignore[index]  # the model has run: it has one of them
-    is_padding_mask = mask is not None and mask.shape == tokens.shape
-    return (mask if is_padding_mask else torch.ones_like(tokens)).cpu().bool()  # type: ignore[union-attr]
+    shape = ids.shape if ids is not None else embeds.shape[:-1]  # type: ignore[union-attr]  # it has one of them
+    return mask.cpu().bool() if mask is not None and mask.shape == shape else torch.ones(shape, dtype=torch.bool)
 
 
 def _merge(ours: list[str], theirs: list[str]) -> list[str]:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..terminal import visible
+
 
 class Report:
     """Base of the dataclasses that the instruments return."""
@@ -72,11 +74,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
 
     Args:
         header: a title for each column.
-        rows: cells; a float is printed with four significant digits, anything else as it is.
+        rows: cells; a float is printed with four significant digits, control characters are escaped.
     """
     body = [list(row) for row in rows]
     numeric = [all(_is_number(row[i]) for row in body) for i in range(len(header))]
-    cells = [list(header), *([f"{x:.4g}" if isinstance(x, float) else str(x) for x in row] for row in body)]
+    cells = [[f"{x:.4g}" if isinstance(x, float) else visible(str(x)) for x in row] for row in [header, *body]]
     widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
     laid_out = Table(
         "\n".join(

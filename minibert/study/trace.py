@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..pretrained import PreTrainedModel
+from ..terminal import visible
 from .models import attention_step, choose
 from .report import Report, Table, dtype_name, table
 from .steps import capture, check_eval
@@ -78,9 +79,9 @@ class Trace(Report):
     def parts(self) -> Iterator[str]:
         """Return the steps as a table, and below it the query's numbers."""
         rows = [(name, formula, str(shape), dtype, low, high) for name, formula, shape, dtype, low, high in self.steps]
-        place = f"Layer {self.layer}, head {self.head}, row {self.row}, query {self.query} ({self.tokens[self.query]})"
+        query = f"query {self.query} ({visible(self.tokens[self.query])})"
         yield table(("step", "formula", "shape", "dtype", "min", "max"), rows)
-        yield f"\n{place}: what it computes for each key"
+        yield f"\nLayer {self.layer}, head {self.head}, row {self.row}, {query}: what it computes for each key"
         if self.head_is_chosen:
             yield why_this_head(self.layer, self.head)
         yield keys_table(self.tokens, self.keys)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..heads import DistilBertForSequenceClassification
+from ..terminal import visible
 from ..tokenizer import DistilBertTokenizer
 from .flips import Flips, label_flips
 from .leak import LeakRoutes, leak_routes
@@ -83,7 +84,8 @@ class Walk(Report):
                 if run.endswith("mask"):
                     cells["mask"] = self.attention_mask[row, :length].tolist()
                 yield from _columns(cells)
-                values = "   ".join(f"{label} {x:.4f}" for label, x in zip(self.labels, logits.tolist(), strict=True))
+                named = zip(map(visible, self.labels), logits.tolist(), strict=True)
+                values = "   ".join(f"{label} {x:.4f}" for label, x in named)
                 yield f"   logits  {values}{self._verdict(run, logits) if row == self.subject else ''}"
             yield ""
 
@@ -207,7 +209,7 @@ def walk(
 
 def _columns(cells: dict[str, list[Any]]) -> Iterator[str]:
     """Lay out rows one below the other with aligned columns, in several lines where they are wider than WIDTH."""
-    rows = {name: [str(value) for value in values] for name, values in cells.items()}
+    rows = {name: [visible(str(value)) for value in values] for name, values in cells.items()}
     widths = [max(map(len, column)) for column in zip(*rows.values(), strict=True)]
     start = 0
     while start < len(widths):

@@ -1,15 +1,17 @@
 """A tokenizer on disk: vocab.txt or tokenizer.json, and tokenizer_config.json."""
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import CheckpointFiles, to_json, write_atomically
+from ..checkpoint import CheckpointFiles, write_pair
 from .wordpiece import MAX_WORD_CHARS, AddedToken
 
 NO_LIMIT = 10**9  # where the model's limit is unknown, transformers writes a model_max_length of 10**30
+VOCAB_FILE = re.compile(r"vocab-[0-9a-f]{32}\.txt")  # where a save was killed, tokenizer_config.json names such a file
 NORMALIZER_SETTINGS = {  # name in tokenizer.json: name in tokenizer_config.json
     "lowercase": "do_lower_case",
     "strip_accents": "strip_accents",
@@ -44,25 +46,7 @@ def read_tokenizer(
         OSError: the checkpoint does not exist, or has no tokenizer.
         ValueError: a file has not the content that its name promises.
     """
-    config = files.read_json("tokenizer_config.json") or {}
-    content = files.read_json("tokenizer.json")
-    settings: dict[str, Any] = {}
-    try:
-        if content is None:
-            vocab = read_vocab_txt(files)
-            added_tokens = read_added_tokens(files, config)
-        else:
-            check_tokenizer_json(files, content, config)
-            vocab = dict(content["model"]["vocab"])
-            added_tokens = {token["id"]: _added_token(token) for token in content.get("added_tokens", ())}
-            normalizer = content.get("normalizer") or {}
-            settings = {NORMALIZER_SETTINGS[name]: normalizer[name] for name in NORMALIZER_SETTINGS & normalizer.keys()}
-            settings["unk_token"] = content["model"].get("unk_token", "[UNK]")
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{files.name}: the tokenizer's files are not as transformers writes them: {error!r}"
-        ) from None
-
+    config, vocab, added_tokens, settings = files.read_whole("tokenizer_config.json", lambda: _read_files(files))
     settings |= {name: _content(config[name]) for name in names if config.get(name) is not None}
     settings |= {name: None for name in ("pad_token", "mask_token") if config.get(name, "") is None}
     settings |= given
@@ -79,6 +63,34 @@ def read_tokenizer(
             stacklevel=4,  # the caller of from_pretrained
         )
     return vocab, added_tokens, settings
+
+
+def _read_files(
+    files: CheckpointFiles,
+) -> tuple[dict[str, Any], dict[str, int], dict[int, AddedToken], dict[str, Any]]:
+    """Return tokenizer_config.json, the vocabulary, the added tokens, and the settings that tokenizer.json holds."""
+    config = files.read_json("tokenizer_config.json") or {}
+    vocab_file = config.get("vocab_file")
+    if not (isinstance(vocab_file, str) and VOCAB_FILE.fullmatch(vocab_file)):
+        vocab_file = None
+    content = files.read_json("tokenizer.json") if vocab_file is None else None
+    settings: dict[str, Any] = {}
+    try:
+        if content is None:
+            vocab = read_vocab_txt(files, vocab_file or "vocab.txt")
+            added_tokens = read_added_tokens(files, config)
+        else:
+            check_tokenizer_json(files, content, config)
+            vocab = dict(content["model"]["vocab"])
+            added_tokens = {token["id"]: _added_token(token) for token in content.get("added_tokens", ())}
+            normalizer = content.get("normalizer") or {}
+            settings = {NORMALIZER_SETTINGS[name]: normalizer[name] for name in NORMALIZER_SETTINGS & normalizer.keys()}
+            settings["unk_token"] = content["model"].get("unk_token", "[UNK]")
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{files.name}: the tokenizer's files are not as transformers writes them: {error!r}"
+        ) from None
+    return config, vocab, added_tokens, settings
 
 
 def check_tokenizer_json(files: CheckpointFiles, content: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -112,13 +124,13 @@ def check_tokenizer_json(files: CheckpointFiles, content: Mapping[str, Any], con
         raise ValueError(f"{files.name}: the post_processor in tokenizer.json makes rows of {row}, not {expected_row}")
 
 
-def read_vocab_txt(files: CheckpointFiles) -> dict[str, int]:
+def read_vocab_txt(files: CheckpointFiles, name: str = "vocab.txt") -> dict[str, int]:
     """Read vocab.txt: one token in each line, its id is the line number from 0 on; the last of equal tokens counts."""
-    path = files.find("vocab.txt")
+    path = files.find(name)
     if path is None:
         raise OSError(f"{files.name}: it has no tokenizer, neither tokenizer.json nor vocab.txt{files.hint()}")
     try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # not splitlines(): U+2028 may be a token
+        lines = files.read_bytes(path).decode("utf-8-sig").split("\n")  # not splitlines(): U+2028 may be a token
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error})") from None
     if lines == [""]:
@@ -158,11 +170,10 @@ def write_tokenizer(
     special = [token.content for token in added_tokens.values() if token.special]
     if without_role := [token for token in special if token not in settings.values()]:
         config["additional_special_tokens"] = without_role  # transformers 4 and 5 both read this name
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "vocab.txt", "".join(f"{line}\n" for line in lines).encode())
-    write_atomically(folder / "tokenizer_config.json", to_json(config))
-    for other in ("tokenizer.json", "added_tokens.json", "special_tokens_map.json"):
-        (folder / other).unlink(missing_ok=True)  # of an earlier tokenizer in this folder, which would be read first
+    text = "".join(f"{line}\n" for line in lines).encode()
+    earlier = ("tokenizer.json", "added_tokens.json", "special_tokens_map.json")  # would be read first
+    names = "tokenizer_config.json", "vocab.txt"
+    write_pair(folder, names, config, "vocab_file", lambda path: path.write_bytes(text), earlier)
 
 
 def _content(value: Any) -> Any:

@@ -134,7 +134,7 @@ class DistilBertTokenizer(Vocabulary):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write vocab.txt and tokenizer_config.json, which transformers reads too; they replace an earlier tokenizer.
 
-        Each file is written whole or not at all. An interruption between the two leaves a new and an old file.
+        If saving is interrupted, minibert reads either the old tokenizer or the new one.
 
         Raises:
             ValueError: a line of vocab.txt cannot hold a token.

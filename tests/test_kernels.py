@@ -1,0 +1,86 @@
+"""The kernels by themselves: where they are available, and their arithmetic, worked out by hand."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from minibert import kernels
+from minibert.kernels import Int8Linear, Int8Rows, MklLinear, OneDnnLinear, int8_scales
+
+from .machine import needs
+
+
+@pytest.fixture
+def fresh_limit():
+    kernels.int8_limit.cache_clear()
+    yield
+    kernels.int8_limit.cache_clear()
+
+
+@needs("mkl", "int8")
+@pytest.mark.usefixtures("fresh_limit")
+@pytest.mark.parametrize(
+    ("where", "name", "value", "lost"),
+    [
+        (kernels, "X86", False, {MklLinear, OneDnnLinear, Int8Linear}),
+        (torch.backends.mkl, "is_available", lambda: False, {MklLinear}),
+        (torch.backends.mkldnn, "is_available", lambda: False, {OneDnnLinear, Int8Linear}),
+        (torch.backends.mkldnn, "enabled", False, {OneDnnLinear, Int8Linear}),
+        (torch.ops, "mkl", SimpleNamespace(), {MklLinear}),
+        (torch.ops, "mkldnn", SimpleNamespace(_reorder_linear_weight=None), {OneDnnLinear}),
+        (torch.ops, "mkldnn", SimpleNamespace(_linear_pointwise=None), {OneDnnLinear}),
+        (torch.ops, "onednn", SimpleNamespace(), {Int8Linear}),
+        (kernels, "X86", True, set()),
+    ],
+)
+def test_a_kernel_is_available_only_with_all_that_it_needs(monkeypatch, where, name, value, lost):
+    monkeypatch.setattr(where, name, value)
+    assert {kind for kind in (MklLinear, OneDnnLinear, Int8Linear) if not kind.is_available()} == lost
+
+
+@needs("int8")
+@pytest.mark.usefixtures("fresh_limit")
+@pytest.mark.parametrize(("bits", "limit"), [(32, 127), (16, 63), (8, 0)])
+def test_the_limit_of_int8_weights_is_that_of_exact_products(monkeypatch, bits, limit):
+    weights = {}  # by the packed layout's address: oneDNN does not give them back
+    pack = torch.ops.onednn.qlinear_prepack
+
+    def remember(weight, shape):
+        packed = pack(weight, shape)
+        weights[id(packed)] = weight, packed
+        return packed
+
+    def product(x, zero, packed, scales, zeros):
+        """As a CPU does that adds two neighbouring products in so many bits."""
+        pairs = ((x.long() - zero)[:, None] * weights[id(packed)][0].long()).unflatten(-1, (-1, 2)).sum(-1)
+        return pairs.clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1).sum(-1).float()
+
+    operators = SimpleNamespace(qlinear_prepack=remember)
+    monkeypatch.setattr(torch.ops, "onednn", operators)
+    monkeypatch.setattr(kernels, "int8_product", product)
+    assert kernels.int8_limit() == limit
+    assert Int8Linear.is_available() == (limit > 0)
+
+
+def test_the_largest_number_of_a_row_becomes_the_limit():
+    x = torch.tensor([[-254.0, 1.0, 2.0], [0.5, -0.25, 63.5], [0.0, 0.0, 0.0]])
+    scales = int8_scales(x, 127)
+    assert scales.tolist() == [[2.0], [0.5], [torch.finfo(torch.float32).tiny]]
+    assert torch.equal(int8_scales(x[:2], 63) * 63, torch.tensor([[254.0], [63.5]]))
+    rows = Int8Rows.of(x)
+    assert rows.uint8.tolist() == [[1, 129, 129], [129, 128, 255], [128, 128, 128]]  # halves are rounded up
+    assert torch.equal(rows.scales, scales)
+
+
+@needs("int8")
+def test_an_int8_layer_multiplies_rounded_numbers():
+    limit = kernels.int8_limit()
+    weight = torch.tensor([[1.0, -2.0, 4.0], [0.5, 0.0, -0.25]]) * limit / 4
+    layer = Int8Linear(weight, torch.tensor([10.0, -10.0]))
+    rounded = torch.tensor([[1.0, -2.0, 4.0], [4.0, 0.0, -2.0]]) * limit / 4
+    scales = torch.tensor([1.0, 0.125])
+    assert torch.equal(layer.scales, scales)
+    x = torch.tensor([[127.0, 0.0, -3.0], [1.0, 2.0, 3.0]])
+    exact = torch.stack([Int8Rows.of(row[None]).uint8[0].float() - 128 for row in x]) * int8_scales(x, 127)
+    assert torch.allclose(layer(x), exact @ (rounded.round() * scales[:, None]).T + layer.bias, rtol=1e-6)
