@@ -38,7 +38,7 @@ try:
         TrainingArguments,
     )
 except ImportError:
-    sys.exit("compare_trainer.py: transformers is missing: pip install 'minibert[ecosystem]'")
+    sys.exit("compare_trainer.py: it needs transformers and accelerate (the extra ecosystem)")
 
 SETTINGS = {"epochs": 3, "batch-rows": 64, "learning-rate": 1e-3, "weight-decay": 0.05, "warmup": 0.1, "clip": 1.0}
 DEMO_SIZES = DistilBertConfig.from_pretrained(DEMO)
