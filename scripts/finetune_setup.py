@@ -201,8 +201,8 @@ def start_processes(args: Namespace) -> torch.device:
     device = torch.device(args.device)
     if args.device == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms need there
+        torch.cuda.set_device(device)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
