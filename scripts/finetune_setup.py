@@ -154,6 +154,8 @@ def complete(args: Namespace) -> None:
         raise ValueError("--patience needs --eval")
     if masked_lm and args.best_by == "f1":
         raise ValueError(f"{MASKED_LM} has no f1: --best-by accuracy or loss")
+    if masked_lm and args.mask == 0:
+        raise ValueError(f"--mask 0 leaves {MASKED_LM} nothing to predict")
     args.label = None if masked_lm else args.label
     args.padded = args.padded or args.fsdp  # FSDP2 gathers a layer's weights when the layer itself is called
     args.best_by = args.best_by or "accuracy"

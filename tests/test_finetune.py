@@ -339,6 +339,7 @@ BAD_ARGUMENTS = [
     (["--config", "a.json"], "give either --model or --config"),
     (["--patience", "1"], "--patience needs --eval"),
     (["--fsdp"], "--fsdp needs torchrun"),
+    (["--micro-batches", "x"], "--micro-batches: must be"),
 ]
 
 
