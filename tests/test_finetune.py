@@ -288,7 +288,7 @@ def test_bad_lines_are_reported_by_number_or_left_out(tmp_path, model, name, con
 
 def test_words_and_labels_of_other_numbers_are_a_bad_line(tmp_path, model):
     (tmp_path / "a.jsonl").write_text('{"text": ["a", "day"], "label": ["O"]}')
-    with pytest.raises(ValueError, match="line 1: 2 words, but 1 labels"):
+    with pytest.raises(ValueError, match="line 1: 2 words need as many labels"):
         read(tmp_path / "a.jsonl", tmp_path, model, words=True)
 
 
@@ -308,6 +308,7 @@ BAD_FILES = [
     ("train.jsonl", "\n", "no rows"),
     ("train.tsv", "text\tlabel\n", "no rows"),
     ("train.tsv", "sentence\tlabel\nnice\t1\n", "no column 'text' among ['sentence', 'label']"),
+    ("train.csv", '"text"s,label\nnice,1\n', "line 1: "),
     ("train.tsv", "text\ttext\tlabel\nnice\tnice\t1\n", "more than one column 'text'"),
     ("train.tsv", "text\tlabel\nnice\t1\nnot\t1\n", "all rows have the label 1"),
     ("train.txt", "nice", "must end in .jsonl, .csv or .tsv"),
