@@ -210,7 +210,7 @@ def start_processes(args: Namespace) -> torch.device:
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it costs time
     if "WORLD_SIZE" in os.environ:
-        distributed.init_process_group("nccl" if args.device == "cuda" else "gloo")
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if args.device == "cuda" else "gloo")
     return device
 
 

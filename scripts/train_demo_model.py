@@ -35,7 +35,7 @@ CONFIG = {
     "initializer_range": 0.05,
 }
 SETTINGS = [  # of finetune.py; words are hidden against overfitting to single words
-    *("--epochs", "5", "--batch-rows", "64", "--learning-rate", "1e-3", "--weight-decay", "0.05"),
+    *("--epochs", "5", "--batch-rows", "64", "--learning-rate", "2e-3", "--weight-decay", "0.05"),
     *("--mask", "0.15", "--average", "0.99", "--threads", "1"),
 ]
 
