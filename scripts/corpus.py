@@ -115,7 +115,10 @@ def to_record(line: Line, result: Mapping[str, Any], options: argparse.Namespace
     if line.truncated:
         record["truncated"] = True
     record |= result if line.error is None else {"error": line.error}
-    return json.dumps(record, allow_nan=False).encode() + b"\n"
+    try:
+        return json.dumps(record, allow_nan=False).encode() + b"\n"
+    except ValueError:
+        raise ValueError(f"the model's result is not a number: {record}") from None
 
 
 # The folder of results
@@ -162,6 +165,8 @@ class Folder:
             if self.is_local:
                 with suppress(FileNotFoundError, FileExistsError):  # another run has just completed the same file
                     (os.replace if replace else os.link)(staged, path)
+                if not self.has(name):
+                    raise OSError(f"{path}: {staged.name}, which should become it, was removed")
                 self.remove_leftovers(name)
             elif replace or not self.has(name):
                 self.files.put_file(str(staged), f"{self.path}/{staged.name}")

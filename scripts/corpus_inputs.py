@@ -21,6 +21,7 @@ from minibert.cli.output import shorten
 
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "text", ".parquet": "parquet"}
 LONGEST = 4 * 2**20  # bytes of a line, as on minibert's command line
+MARKS = ("etag", "mtime", "lastmodified", "last_modified", "updated", "created")
 EMPTY, TOO_LONG = "the line is empty", f"the line has more than {LONGEST >> 20} MiB"
 
 
@@ -66,7 +67,8 @@ def find_inputs(addresses: Iterable[str], given_format: str | None) -> list[dict
         for name, info in sorted(found.items()):
             if info["type"] != "file":
                 raise ValueError(f"{name}: not a file. Of a folder give the files, such as {name}/*.jsonl")
-            changed = next((info[key] for key in ("ETag", "mtime", "LastModified", "created") if key in info), None)
+            marks = {key.lower(): value for key, value in info.items()}  # each file system has its own
+            changed = next((marks[key] for key in MARKS if key in marks), None)
             full = address if "::" in address else files.unstrip_protocol(name)
             known_format = given_format or guess_format(full)
             inputs.append({"address": full, "format": known_format, "bytes": info["size"], "changed": str(changed)})

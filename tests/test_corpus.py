@@ -452,6 +452,19 @@ def test_a_read_only_folder_is_an_error(checkpoint, inputs, tmp_path, capfd):
     assert "manifest.json: cannot be written (Permission denied)" in capfd.readouterr().err
 
 
+def test_a_model_that_gives_no_number_is_an_error_and_no_result(checkpoint, inputs, tmp_path, capfd):
+    model = DistilBertForSequenceClassification.from_pretrained(checkpoint)
+    with torch.no_grad():
+        model.classifier.bias.fill_(torch.nan)
+    broken = saved(tmp_path / "broken", "DistilBertForSequenceClassification", id2label=LABELS)
+    model.save_pretrained(broken)
+    assert run(broken, inputs / "0.jsonl", "-o", tmp_path / "out") == 2
+    assert (
+        "error: the model's result is not a number: {'line': 1, 'label': 'bad', 'score': nan}" in capfd.readouterr().err
+    )
+    assert list(contents(tmp_path / "out")) == ["manifest.json"]
+
+
 def test_help_shows_examples(capsys):
     for script in ("classify_corpus", "embed_corpus"):
         with pytest.raises(SystemExit, match="0"):
