@@ -5,7 +5,6 @@ import gzip
 import importlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from minibert.pipeline import Embedder, TextClassifier
 from .machine import needs
 from .pipelines import random_texts, saved
 
+resource = pytest.importorskip("resource", reason="the tests limit sizes of files and kill processes as on Linux")
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 LABELS = {0: "bad", 1: "good", 2: "neither"}
 
@@ -185,6 +185,7 @@ def run_children(how, source, checkpoint, tmp_path):
 
 
 @needs("batch_invariant")
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the workers are found in /proc")
 @pytest.mark.parametrize("victim", ["worker", "parent"])
 def test_a_killed_worker_or_parent_ends_the_run_and_the_next_one_does_the_rest(checkpoint, tmp_path, victim):
     write_jsonl(tmp_path / "long.jsonl", random_texts(4000))
