@@ -4,13 +4,16 @@ This module knows files and tensors, not models. Nothing that a file says is tru
 the folder, and only tensors are unpickled. `pretrained.py` compares names and shapes before it uses a tensor.
 """
 
+import io
 import json
 import os
+import pickletools
 import shutil
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 from uuid import uuid4
 
 import torch
@@ -193,6 +196,7 @@ def _read_shards(files: CheckpointFiles, index: Mapping[str, Any]) -> dict[str, 
 
 def _read_pickle(files: CheckpointFiles, path: Path) -> dict[str, Tensor]:
     try:
+        _check_pickle(path)
         content = torch.load(path, map_location="cpu", weights_only=True)  # never runs what the file says
     except Exception as error:  # a damaged or hostile file may raise anything
         reason = str(error).partition("\n")[0]
@@ -203,6 +207,30 @@ def _read_pickle(files: CheckpointFiles, path: Path) -> dict[str, Tensor]:
         if not (isinstance(name, str) and isinstance(tensor, Tensor) and _is_whole(tensor)):
             raise ValueError(f"{path}: expected a dict from names to dense tensors, but {name!r} is not one")
     return {name: tensor.resolve_neg() for name, tensor in content.items()}  # a view may hold the numbers negated
+
+
+def _check_pickle(path: Path) -> None:
+    """Refuse what `torch.load` takes, though a file of a kilobyte can fill the memory with it.
+
+    Raises:
+        ValueError: the file is compressed, or calls something else than tensors are made with.
+    """
+    with path.open("rb") as file:
+        if file.read(4) == b"PK\x03\x04":
+            with zipfile.ZipFile(file) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                    raise ValueError("it is compressed, which torch.save does not do")
+                names = [name for name in archive.namelist() if name.lower().endswith(".pkl")]
+                pickles: list[IO[bytes]] = [io.BytesIO(archive.read(name)) for name in names]
+        else:  # as torch wrote until 1.6: five pickles one after the other, then the numbers
+            file.seek(0)
+            pickles = [file] * 5
+        for each in pickles:
+            for opcode, argument, _ in pickletools.genops(each):
+                if opcode.name not in ("GLOBAL", "INST", "STACK_GLOBAL"):
+                    continue
+                if argument != "collections OrderedDict" and not str(argument).startswith("torch"):
+                    raise ValueError(f"it calls {argument}")
 
 
 def _is_whole(tensor: Tensor) -> bool:
@@ -225,6 +253,23 @@ def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
         write_pair(folder, ("config.json", "model.safetensors"), config, "transformers_weights", write)
     except SafetensorError as error:
         raise OSError(f"{folder}: cannot be written to ({error})") from None
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write config.json alone. If the old one names the file of the weights, the new one names it too.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        try:
+            old = json.loads((folder / "config.json").read_bytes())
+        except (OSError, ValueError):
+            old = None
+        key = "transformers_weights"
+        named = {key: old[key]} if isinstance(old, dict) and key in old else {}
+        write_atomically(folder / "config.json", to_json({**config, **named}))
 
 
 def write_pair(

@@ -1,11 +1,9 @@
 #!/usr/bin/env python3
 """Mutation test: change one small thing in the source of minibert at a time; some test must fail.
 
-A mutant is one change of the syntax tree: a comparison, an arithmetic or a boolean operator becomes another, a number
-grows by one, True becomes False, a condition is negated, a statement or a keyword argument is left out, a function
-returns None, break becomes continue. Left out are texts for people (docstrings, messages, strings, f-strings, what is
-raised or logged), type hints, assertions (`assert`, `zip(strict=True)`), what only a GPU would show (`device=`), and
-the command line, whose work is printing.
+A mutant is the source with one change: an operator, a number, a condition, a statement that is left out; the list is in
+scripts/source_changes.py. Mutated are the model, checkpoints, the tokenizer, the fast path, pipelines and the
+instruments; not the command line, most of whose work is printing.
 
 One run of the tests, with coverage, finds which of them reach which line (in .mutation/, about 6 minutes). For each
 mutant a child process runs, in a copy of the project, the tests that reach its line, until one fails: first those of
@@ -20,13 +18,10 @@ the same command continues where it was stopped.
 """
 
 import argparse
-import ast
-import copy
 import gc
 import importlib.util
 import json
 import os
-import random
 import resource
 import shutil
 import signal
@@ -36,7 +31,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from difflib import SequenceMatcher
 from hashlib import sha256
 from pathlib import Path
@@ -48,6 +42,7 @@ os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": 
 
 import coverage
 import pytest
+from source_changes import Mutant, find_mutants
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / ".mutation"
@@ -59,137 +54,13 @@ PRELOADED = [  # where they are installed
 ALL = ["tests", "--ignore=tests/ecosystem", "--ignore-glob=*browser.py"]
 MEMORY = 6 << 30  # bytes that a child may allocate
 SOURCES = "config mask model heads outputs weights checkpoint pretrained packed kernels trial pipeline".split()
-LEFT_OUT = ("strict", "stacklevel", "device")  # keyword arguments
 SECONDS = 120  # at most, for the tests of one mutant
-OTHER = {
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
-    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
-    ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult, ast.MatMult: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
-    ast.BitXor: ast.BitAnd, ast.LShift: ast.RShift, ast.RShift: ast.LShift,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One change: `old`, from byte `start` to byte `end` of a file, becomes `new`."""
-
-    file: str
-    line: int
-    start: int
-    end: int
-    old: str
-    new: str
-    reach: tuple[int, int]  # lines of the statement: what runs them runs the mutant
-    around: tuple[int, int]  # lines of the function or class, for what runs only at import
-
-    def __str__(self) -> str:
-        old, new = (" ".join(text.split()) for text in (self.old, self.new))
-        return f"{self.file}:{self.line}: `{old[:70]}` -> `{new[:70]}`"
-
-
-def is_text(node: ast.AST) -> bool:
-    """Whether it is a str in quotes, with or without values inside."""
-    return isinstance(node, ast.JoinedStr) or isinstance(getattr(node, "value", None), str)
-
-
-def changes(node: Any) -> Iterator[tuple[Any, str]]:
-    """What to replace at this node (the node, or a part), and by which text."""
-
-    def changed(part: Any, **fields: Any) -> tuple[Any, str]:
-        other = copy.copy(part)
-        vars(other).update(fields)
-        text = ast.unparse(other)
-        return part, text if isinstance(part, ast.stmt | ast.Constant) else f"({text})"
-
-    def negated(test: Any) -> tuple[Any, str]:
-        return test, f"(not ({ast.unparse(test)}))"
-
-    match node:
-        case ast.Compare(ops=ops):
-            for i, op in enumerate(ops):
-                yield changed(node, ops=[*ops[:i], OTHER[type(op)](), *ops[i + 1 :]])
-        case ast.BinOp(left=left, right=right) if is_text(left) or is_text(right):
-            return  # a str or a path: with another operator no call would return
-        case ast.BinOp(op=op) | ast.BoolOp(op=op):
-            yield changed(node, op=OTHER[type(op)]())
-        case ast.AugAssign(op=op):
-            yield changed(node, op=OTHER[type(op)]())
-            yield node, "pass"
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
-            yield node, f"({1 - value})"
-        case ast.UnaryOp(op=ast.Not() | ast.USub(), operand=operand):
-            yield node, f"({ast.unparse(operand)})"
-        case ast.Constant(value=bool() as value):
-            yield node, str(not value)
-        case ast.Constant(value=int() | float() as value):
-            yield node, repr(value + 1)
-        case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test):
-            if not isinstance(test, ast.Compare | ast.UnaryOp):  # those are negated by another operator
-                yield negated(test)
-        case ast.comprehension(ifs=tests):
-            yield from map(negated, tests)
-        case ast.Call(keywords=keywords):
-            for keyword in keywords:
-                if keyword.arg and keyword.arg not in LEFT_OUT:
-                    yield changed(node, keywords=[other for other in keywords if other is not keyword])
-        case ast.Return(value=ast.expr() as value) if ast.unparse(value) not in ("None", "False"):
-            yield node, "return None"
-        case ast.Expr(value=ast.Call()) | ast.Raise() | ast.Delete():
-            yield node, "pass"
-        case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]):
-            yield node, "pass"
-        case ast.Break():
-            yield node, "continue"
-        case ast.Continue():
-            yield node, "break"
-
-
-def visit(node: ast.AST, reach: tuple[int, int], around: tuple[int, int]) -> Iterator[tuple[Any, str, Any, Any]]:
-    """All changes in a tree, each with the lines of its statement and of its function or class."""
-    if isinstance(node, ast.stmt):  # of a statement with a body, its head
-        body = getattr(node, "body", None)
-        reach = node.lineno, max(node.lineno, body[0].lineno - 1) if body else node.end_lineno or 0
-    if isinstance(node, ast.ExceptHandler):
-        reach = node.lineno, node.lineno
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        around = min([node.lineno, *(d.lineno for d in node.decorator_list)]), node.end_lineno or 0
-    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-        return
-    yield from ((part, text, reach, around) for part, text in changes(node))
-    if isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr) or getattr(node, "name", "") in ("__repr__", "__str__"):
-        return
-    if isinstance(node, ast.Call) and ast.unparse(node.func).startswith(("warnings.", "logger.", "cast", "TypeVar")):
-        return
-    if isinstance(node, ast.keyword) and node.arg in LEFT_OUT:
-        return
-    if isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant):  # a negative number
-        return
-    for name, value in ast.iter_fields(node):
-        if name not in ("annotation", "returns"):
-            for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.AST):
-                    yield from visit(child, reach, around)
 
 
 def sources() -> list[str]:
     """The files that are mutated."""
     folders = [path for name in ("tokenizer", "study") for path in sorted((ROOT / "minibert" / name).glob("*.py"))]
     return [*(f"minibert/{name}.py" for name in SOURCES), *(path.relative_to(ROOT).as_posix() for path in folders)]
-
-
-def find_mutants() -> list[Mutant]:
-    """All mutants, in the order of the files and lines."""
-    found = []
-    for file in sources():
-        source = (ROOT / file).read_bytes()
-        starts = [0]
-        for line in source.splitlines(keepends=True):
-            starts.append(starts[-1] + len(line))
-        for part, text, reach, around in visit(ast.parse(source), (1, 1), (1, len(starts))):
-            start, end = (starts[part.lineno - 1] + part.col_offset, starts[part.end_lineno - 1] + part.end_col_offset)
-            found.append(Mutant(file, part.lineno, start, end, source[start:end].decode(), text, reach, around))
-    return list(dict.fromkeys(found))
 
 
 class Plugin:
@@ -318,17 +189,27 @@ def make_map(files: list[str]) -> None:
     print(f"{len(new['seconds'])} tests are known", flush=True)
 
 
+def draw(mutant: Mutant, seed: int) -> str:
+    """A random text, which sorts the mutants; after a change of a line the other lines have the same."""
+    text = f"{seed} {mutant.file} {mutant.within} {mutant.column} {mutant.old} {mutant.new}"
+    return sha256(text.encode()).hexdigest()
+
+
 def tests_of(mutant: Mutant, known: dict[str, Any]) -> dict[str, float]:
-    """The tests that reach a mutant, and how long each takes: those of its file first, then the quickest."""
-    stem, seconds = Path(mutant.file).stem, known["seconds"]
-    lines = known["lines"].get(mutant.file, {})
-    for first, last in (mutant.reach, mutant.around, (1, 1 << 30)):  # what runs only at import: function, then file
-        names = {name for line, names in lines.items() if first <= line <= last for name in names}
-        if found := sorted(
-            names & seconds.keys(), key=lambda name: (stem not in name.partition("::")[0], seconds[name])
-        ):
-            return {name: seconds[name] for name in found}
-    return {}
+    """The tests that reach a mutant, and how long each takes: those of its file first, then the quickest.
+
+    What runs only at import, such as a constant, is reached by all tests of its file and by those that name it.
+    """
+    lines, seconds = known["lines"].get(mutant.file, {}), known["seconds"]
+    first, last = mutant.reach
+    files = [path for path in (ROOT / "tests").glob("test_*.py") if Path(mutant.file).stem in path.stem]
+    found = {test for line in range(first, last + 1) for test in lines.get(line, ()) if test in seconds}
+    if not found:
+        files = [path for path in (ROOT / "tests").glob("test_*.py") if mutant.within in path.read_text("utf-8")]
+        found = {test for tests in lines.values() for test in tests if test in seconds}
+        found |= {test for test in seconds if ROOT / test.partition("::")[0] in files}
+    order = sorted(found, key=lambda test: (ROOT / test.partition("::")[0] not in files, seconds[test]))
+    return {test: seconds[test] for test in order}
 
 
 def fate(mutant: Mutant, known: dict[str, Any], base: Path) -> tuple[str, str]:
@@ -337,7 +218,7 @@ def fate(mutant: Mutant, known: dict[str, Any], base: Path) -> tuple[str, str]:
     files = sorted({test.partition("::")[0] for test in tests})
     with copied(base) as project:
         source = (project / mutant.file).read_bytes()
-        (project / mutant.file).write_bytes(source[: mutant.start] + mutant.new.encode() + source[mutant.end :])
+        (project / mutant.file).write_bytes(mutant.apply(source))
         status = in_child(project, files, tests) if tests else 0
         done = read_log(project)
     if os.WIFSIGNALED(status):
@@ -349,12 +230,6 @@ def fate(mutant: Mutant, known: dict[str, Any], base: Path) -> tuple[str, str]:
     if tests and not done["seconds"]:
         return "killed", "at import"
     return "survived", f"{len(done['seconds'])} of {len(tests)} tests passed"
-
-
-def names(mutant: Mutant) -> set[str]:
-    """What --only may say of a mutant."""
-    file = mutant.file.removeprefix("minibert/")
-    return {file, f"{file}:{mutant.line}"}
 
 
 def try_all(mutants: list[Mutant], end: float) -> dict[Mutant, tuple[str, str]]:
@@ -390,15 +265,16 @@ def main() -> int:
     parser.add_argument("--at-least", type=float, default=95, metavar="PERCENT", help="that must be found (95)")
     parser.add_argument("--cover", nargs="*", metavar="TEST", help="run the tests, or some files, with coverage again")
     args = parser.parse_args()
-    end, mutants = time.monotonic() + 60 * args.minutes, find_mutants()
+    end = time.monotonic() + 60 * args.minutes
+    mutants = [mutant for file in sources() for mutant in find_mutants(file, (ROOT / file).read_bytes())]
     wanted = {name.removeprefix("minibert/") for name in args.only}
-    if unknown := wanted - {name for mutant in mutants for name in names(mutant)}:
+    if unknown := wanted - {name for mutant in mutants for name in mutant.names()}:
         parser.error(f"no mutants at {', '.join(unknown)}: name a file under minibert/, or file:line")
-    mutants = [mutant for mutant in mutants if not wanted or names(mutant) & wanted]
+    mutants = [mutant for mutant in mutants if not wanted or mutant.names() & wanted]
     if args.sample is not None:
         if not 0 < args.sample <= len(mutants):
             parser.error(f"--sample {args.sample}: it must be 1 to {len(mutants)}, the number of mutants")
-        mutants = random.Random(args.seed).sample(mutants, args.sample)
+        mutants = sorted(mutants, key=lambda mutant: draw(mutant, args.seed))[: args.sample]
     for name in PRELOADED:  # once, for all children
         if importlib.util.find_spec(name.partition(".")[0]):
             importlib.import_module(name)

@@ -28,7 +28,7 @@ try:
     import ray
     import ray.data
 except ImportError:
-    print("ray_classify.py: error: it needs ray: pip install 'minibert[ray]'", file=sys.stderr)
+    print("ray_classify.py: error: it needs ray: pip install 'ray[data]' (the extra ray)", file=sys.stderr)
     sys.exit(2)
 
 import corpus

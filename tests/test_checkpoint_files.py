@@ -134,7 +134,7 @@ def test_code_in_a_hostile_pickle_is_never_run(tmp_path, monkeypatch, write):
             "'classifier.bias' is not one|size is 2 but found index 9",  # torch sees it first from 2.14 on
         ),
         (torch.zeros(2, device="meta"), "'classifier.bias' is not one"),
-        (torch.nested.nested_tensor([torch.zeros(2)], layout=torch.jagged), "'classifier.bias' is not one"),
+        (torch.nested.nested_tensor([torch.zeros(2)], layout=torch.jagged), "'classifier.bias' is not one|it calls"),
         ([0.0, 0.0], "'classifier.bias' is not one"),
     ],
     ids=["strides of 0", "sparse", "index out of range", "meta", "nested", "list"],
@@ -161,6 +161,40 @@ def test_a_pickle_of_something_else_is_refused(tmp_path):
     saved(tmp_path)
     pickled(tmp_path, [torch.zeros(2)])
     with pytest.raises(ValueError, match="expected a dict from names to tensors, got list"):
+        load(tmp_path)
+
+
+def rezip(path, compression, replace):
+    """Write the entries of a zip file anew; `replace` returns the content of an entry."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, replace(name, content))
+
+
+def test_a_compressed_pickle_is_refused_before_it_fills_the_memory(tmp_path):
+    saved(tmp_path)
+    pickled(tmp_path, load_file(tmp_path / WEIGHTS) | {"classifier.bias": torch.zeros(1_000_000)})
+    path = tmp_path / "pytorch_model.bin"
+    rezip(path, zipfile.ZIP_DEFLATED, lambda name, content: content)
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(ValueError, match=r"not a file of tensors only \(it is compressed"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_makes_a_huge_value_of_a_few_bytes_is_refused(tmp_path, monkeypatch, zipped):
+    saved(tmp_path)
+    pickled(tmp_path, {}, _use_new_zipfile_serialization=zipped)
+    path, bomb = tmp_path / "pytorch_model.bin", b"\x80\x02}X\x01\x00\x00\x00ac__builtin__\nbytearray\nK\x09\x85Rs."
+    if zipped:
+        rezip(path, zipfile.ZIP_STORED, lambda name, content: bomb if name.endswith(".pkl") else content)
+    else:
+        path.write_bytes(path.read_bytes().replace(pickle.dumps({}, protocol=2), bomb))
+    assert torch.load(path, weights_only=True) == {"a": bytearray(9)}  # with more digits it would fill the memory
+    monkeypatch.setattr(torch, "load", lambda *arguments, **options: pytest.fail("it was unpickled"))
+    with pytest.raises(ValueError, match=r"not a file of tensors only \(it calls __builtin__ bytearray\)"):
         load(tmp_path)
 
 

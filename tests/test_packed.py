@@ -308,12 +308,9 @@ def with_fault(function, is_faulty):
     [
         (OneDnnLinear, "forward", lambda self, x: len(x) == 7, "prepacked for oneDNN, .* 7 of 128 rows"),
         (OneDnnLinear, "forward", lambda self, x: x.data_ptr() % 64 == 32, "rows have other bits"),
-        (
-            OneDnnLinear,
-            "forward",
-            lambda self, x: torch.get_num_threads() == 2,
-            "rows have other bits when they run alone",
-        ),
+        (OneDnnLinear, "forward", lambda self, x: torch.get_num_threads() == 2, "rows have other bits when they run"),
+        (OneDnnLinear, "forward", lambda self, x: torch.get_num_threads() == 8, r"run alone \(threads: 8\)"),
+        (OneDnnLinear, "forward", lambda self, x: len(x) > 66, "rows have other bits when they run alone"),
         (
             trial,
             "attention",
@@ -328,7 +325,7 @@ def with_fault(function, is_faulty):
         ),
         (trial.InPlaceGELU, "forward", lambda self, x: len(x) == 33, "GELU of 64 numbers: 33 of 128 rows"),
     ],
-    ids=["7 rows", "an address", "threads", "one query", "31 tokens", "GELU"],
+    ids=["7 rows", "an address", "2 threads", "8 threads", "many rows", "one query", "31 tokens", "GELU"],
 )
 def test_a_kernel_that_breaks_its_promise_is_found_out(monkeypatch, where, name, is_faulty, says):
     monkeypatch.setattr(MklLinear, "is_available", staticmethod(lambda: False))

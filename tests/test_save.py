@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import minibert
-from minibert import DistilBertForSequenceClassification, DistilBertTokenizer
+from minibert import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer
 from minibert.checkpoint import write_atomically
 
 from .checkpoints import CLASSIFIER, assert_equal_parameters, saved
@@ -118,6 +118,15 @@ def test_a_save_over_one_that_was_killed_may_be_killed_too(tmp_path, old_and_new
     left = [which(folder, old_and_new) for folder in folders]
     assert left == ["old"] * left.count("old") + ["new"] * left.count("new")
     assert set(left) == {"old", "new"}
+
+
+@needs_fork
+def test_a_config_saved_over_a_killed_save_leaves_its_weights(tmp_path, old_and_new):
+    old, new = old_and_new
+    for folder in killed_saves("every-step", old, new, tmp_path / "out"):
+        left = which(folder, old_and_new)
+        DistilBertConfig.from_pretrained(folder).save_pretrained(folder)
+        assert which(folder, old_and_new) == left
 
 
 @needs_fork
@@ -391,3 +400,12 @@ def test_a_save_that_fails_over_a_config_that_is_not_utf8_says_why(tmp_path, mon
     with pytest.raises(OSError, match="Bad file descriptor"):
         model(CLASSIFIER).save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no list of open files here")
+def test_a_save_leaves_no_file_open(tmp_path):
+    made = model(CLASSIFIER)
+    made.save_pretrained(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    made.save_pretrained(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -40,7 +40,6 @@ class LabelledSpan(NamedTuple):
     end: int
 
 
-@dataclass(eq=False)
 class TokenClassifier(Pipeline[str, list[Entity]]):
     """Which words of each text are entities, such as names of people and places?
 

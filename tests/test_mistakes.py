@@ -1,0 +1,118 @@
+"""What the mistakes of the catalogue do, computed from their names: the numbers in a name are the mistake's."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minibert.study import capture
+from minibert.study.mistakes import mistaken
+
+from .models import SIZES, batch, model
+
+CLASSIFIER = "DistilBertForSequenceClassification"
+D, E = SIZES["dim"], SIZES["dim"] // SIZES["n_heads"]
+ATTENTION, FFN = "transformer.layer.0.attention.", "transformer.layer.0.ffn."
+
+
+def inputs():
+    """The same each time."""
+    torch.manual_seed(1)
+    return batch()
+
+
+def normalized(eps, correction=0):
+    """LayerNorm of the embeddings, from its definition."""
+
+    def norm(v, m):
+        x, part = v["embeddings.sum"], m.embeddings.LayerNorm
+        variance = x.var(-1, correction=correction, keepdim=True)
+        return (x - x.mean(-1, keepdim=True)) / (variance + eps).sqrt() * part.weight + part.bias
+
+    return norm
+
+
+def scores(scale):
+    return lambda v, m: v[ATTENTION + "q"] @ v[ATTENTION + "k"].mT * scale
+
+
+def hidden_by(number):
+    return lambda v, m: torch.where(
+        inputs()["attention_mask"].bool()[:, None, None, :], 0.0, torch.tensor(number, dtype=torch.float64)
+    )
+
+
+def sinusoids(v, m):
+    """Attention Is All You Need, 3.5: sine at even places, cosine at odd ones."""
+    length = v["embeddings.sum"].shape[1]
+    table = [
+        [(math.sin, math.cos)[i % 2](position / 10000 ** ((i - i % 2) / D)) for i in range(D)]
+        for position in range(length)
+    ]
+    return torch.tensor(table, dtype=torch.float64)[None]
+
+
+BY_HAND = {
+    "positions from 1": (
+        "embeddings.position_embeddings",
+        lambda v, m: m.embeddings.position_embeddings.weight[None, 1:8],
+    ),
+    "sinusoidal positions": ("embeddings.position_embeddings", sinusoids),
+    "word embeddings times √D": (
+        "embeddings.word_embeddings",
+        lambda v, m: m.embeddings.word_embeddings(inputs()["input_ids"]) * D**0.5,
+    ),
+    "LayerNorm eps 1e-5": ("embeddings.LayerNorm", normalized(1e-5)),
+    "LayerNorm eps 1e-6": ("embeddings.LayerNorm", normalized(1e-6)),
+    "LayerNorm eps 1e-3": ("embeddings.LayerNorm", normalized(1e-3)),
+    "LayerNorm with unbiased variance": ("embeddings.LayerNorm", normalized(1e-12, correction=1)),
+    "mask of -1e4": (ATTENTION + "mask", hidden_by(-1e4)),
+    "mask of -1e9": (ATTENTION + "mask", hidden_by(-1e9)),
+    "mask of -inf": (ATTENTION + "mask", hidden_by(-math.inf)),
+    "scale left out": (ATTENTION + "scores", scores(1)),
+    "scale by √D": (ATTENTION + "scores", scores(D**-0.5)),
+    "scale by E": (ATTENTION + "scores", scores(1 / E)),
+    "k qᵀ in place of q kᵀ": (ATTENTION + "scores", lambda v, m: scores(E**-0.5)(v, m).mT),
+    "causal mask": (
+        ATTENTION + "masked_scores",
+        lambda v, m: torch.where(
+            torch.ones(7, 7).tril().bool(),
+            v[ATTENTION + "scores"] + v[ATTENTION + "mask"],
+            torch.finfo(torch.float64).min,
+        ),
+    ),
+    "softmax over queries": (ATTENTION + "probs", lambda v, m: v[ATTENTION + "masked_scores"].softmax(-2)),
+    "tanh GELU": (FFN + "activation", lambda v, m: F.gelu(v[FFN + "lin1"], approximate="tanh")),
+    "quick GELU": (FFN + "activation", lambda v, m: v[FFN + "lin1"] / (1 + (-1.702 * v[FFN + "lin1"]).exp())),
+    "ReLU for GELU": (FFN + "activation", lambda v, m: v[FFN + "lin1"].clamp(min=0)),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_mistake_does_what_its_name_says(name):
+    original = model().double()
+    step, expected = BY_HAND[name]
+    wrong = mistaken(original, name)
+    with capture(wrong, "*") as values, torch.no_grad():
+        wrong(**inputs())
+    right = expected(values, original).expand_as(values[step])
+    tolerance = 1e-6 if name == "sinusoidal positions" else 1e-12  # that table is computed in float32
+    assert torch.allclose(values[step], right, rtol=1e-10, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "pooled"),
+    [
+        ("[CLS] from the last slot", lambda states, real: states[:, -1]),
+        ("mean pooling in place of [CLS]", lambda states, real: (states * real).sum(1) / real.sum(1)),
+        ("mean pooling over padding in place of [CLS]", lambda states, real: states.sum(1) / states.shape[1]),
+    ],
+)
+def test_another_vector_is_pooled(name, pooled):
+    original = model(CLASSIFIER).double()
+    with torch.no_grad():
+        states = original.distilbert(**inputs()).last_hidden_state
+        given = mistaken(original, name)(**inputs()).logits
+        hidden = original.pre_classifier(pooled(states, inputs()["attention_mask"][:, :, None].double())).relu()
+    assert torch.allclose(given, original.classifier(hidden), rtol=1e-10)
