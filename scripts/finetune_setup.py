@@ -94,6 +94,7 @@ def parse(description: str | None, argv: Sequence[str] | None) -> Namespace:
         metavar="X",
         help="largest norm of a gradient; default: 1; inf: any",
     )
+    add("--padded", action="store_true", help="run the padding too, which takes longer; --fsdp does so")
     add(
         "--mask",
         type=number(float, 0, 0.99),
@@ -154,6 +155,7 @@ def complete(args: Namespace) -> None:
     if masked_lm and args.best_by == "f1":
         raise ValueError(f"{MASKED_LM} has no f1: --best-by accuracy or loss")
     args.label = None if masked_lm else args.label
+    args.padded = args.padded or args.fsdp  # FSDP2 gathers a layer's weights when the layer itself is called
     args.best_by = args.best_by or "accuracy"
     args.micro_batches = args.micro_batches or world
     if args.micro_batches < world:

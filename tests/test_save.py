@@ -400,3 +400,12 @@ def test_a_save_that_fails_over_a_config_that_is_not_utf8_says_why(tmp_path, mon
     with pytest.raises(OSError, match="Bad file descriptor"):
         model(CLASSIFIER).save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no list of open files here")
+def test_a_save_leaves_no_file_open(tmp_path):
+    made = model(CLASSIFIER)
+    made.save_pretrained(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    made.save_pretrained(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before
