@@ -363,13 +363,13 @@ def test_a_label_that_only_the_evaluation_has_is_named_with_its_line(train, tmp_
 
 
 BAD_ARGUMENTS = [
-    (["--learning-rate", "nan"], "--learning-rate: must be"),
-    (["--epochs", "0"], "--epochs: must be"),
+    (["--learning-rate", "nan"], "--learning-rate: must be a number of at least 0, got 'nan'"),
+    (["--epochs", "0"], "--epochs: must be an integer of at least 1, got '0'"),
     (["--set", "dropout"], "must be NAME=VALUE"),
     (["--config", "a.json"], "give either --model or --config"),
     (["--patience", "1"], "--patience needs --eval"),
     (["--fsdp"], "--fsdp needs torchrun"),
-    (["--micro-batches", "x"], "--micro-batches: must be"),
+    (["--average", "1"], "--average: must be a number of at least 0 and at most 0.9999"),
 ]
 
 
