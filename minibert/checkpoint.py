@@ -255,6 +255,23 @@ def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
         raise OSError(f"{folder}: cannot be written to ({error})") from None
 
 
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write config.json alone. If the old one names the file of the weights, the new one names it too.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        try:
+            old = json.loads((folder / "config.json").read_bytes())
+        except (OSError, ValueError):
+            old = None
+        key = "transformers_weights"
+        named = {key: old[key]} if isinstance(old, dict) and key in old else {}
+        write_atomically(folder / "config.json", to_json({**config, **named}))
+
+
 def write_pair(
     folder: Path,
     names: tuple[str, str],
@@ -340,6 +357,8 @@ def _locked(folder: Path) -> Iterator[bool]:
             locked = False
         yield locked
     finally:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process that was forked meanwhile keeps the folder open
         os.close(descriptor)
 
 

@@ -10,7 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from .checkpoint import CheckpointFiles, to_json, write_atomically
+from .checkpoint import CheckpointFiles, to_json, write_config
 
 logger = logging.getLogger(__name__)
 
@@ -201,9 +201,8 @@ class DistilBertConfig:
         return to_json(self.to_dict()).decode()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json into a folder, which is created if missing."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(folder, "config.json"), to_json(self.to_dict()))
+        """Write config.json into a folder, which is created if missing; weights beside it are left as they are."""
+        write_config(Path(folder), self.to_dict())
 
     @classmethod
     def from_files(cls, files: CheckpointFiles) -> Self:

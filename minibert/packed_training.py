@@ -37,7 +37,10 @@ class PackedForTraining(nn.Module):
     embeddings. The parameters are the model's own, so there is nothing to pack again after a step. `train()` and
     `eval()` go to the model. Save the model, not this module. Autocast works.
 
-    Dropout draws from torch's generator, so a seed fixes it; the draws differ from those of the padded model.
+    Dropout draws from torch's generator, so a seed fixes it; the draws differ from those of the padded model. On a CPU
+    the same weights, batch, seed and number of threads give the same bits, in another process too. Weights that were
+    just loaded are mapped from a file. They can lie at other addresses modulo 64, and where MKL uses AVX2 that can
+    change bits: clone them.
 
     DDP and FSDP2 wrap this module, not the model, since the `forward` of the model and of its layers is not called:
     `DistributedDataParallel(packed)`, or `fully_shard(packed)` with all parameters in one group.

@@ -91,7 +91,7 @@ def import_parquet() -> Any:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise ValueError("parquet needs pyarrow: pip install 'minibert[parquet]'") from None
+        raise ValueError("parquet needs pyarrow: pip install pyarrow (the extra parquet)") from None
     return pyarrow.parquet
 
 

@@ -4,7 +4,7 @@
     python scripts/finetune.py sequence --model distilbert-base-uncased --train train.tsv --eval dev.tsv -o out
     python scripts/finetune.py token --model distilbert-base-cased --train ner.jsonl --text words --label tags -o out
     python scripts/finetune.py masked-lm --model distilbert-base-uncased --train texts.csv --text body -o out
-    python scripts/finetune.py sequence --config sizes.json --set dropout=0.2 --train train.tsv -o out  # from scratch
+    python scripts/finetune.py sequence --config sizes.json --tokenizer minibert/demo --train train.tsv -o out  # fresh
     torchrun --nproc-per-node 2 scripts/finetune.py sequence --model distilbert-base-uncased --train train.tsv -o out
 
 A step adds up the gradients of --micro-batches batches, which the processes share, and divides by the number of labels
@@ -32,9 +32,10 @@ from finetune_state import METRICS, Checkpoints, hash_file, whole
 from torch import Tensor, distributed, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from minibert import DistilBertTokenizer
-from minibert.cli.output import shorten, visible
-from minibert.heads import IGNORE, ModelWithHead
+from minibert import DistilBertTokenizer, PackedForTraining
+from minibert.cli.output import shorten
+from minibert.heads import IGNORE
+from minibert.terminal import visible
 
 
 def train(args: Namespace, checkpoints: Checkpoints) -> None:
@@ -45,6 +46,7 @@ def train(args: Namespace, checkpoints: Checkpoints) -> None:
     average = copy.deepcopy(model) if args.average else model  # what is evaluated, and saved as the result
     if args.fsdp:
         shard(model, average)
+    module, average_module = (each if args.padded else PackedForTraining(each) for each in (model, average))
     weights = list(model.parameters())
     groups: list[dict[str, Any]] = [
         {"params": [weight for weight in weights if weight.ndim > 1]},
@@ -55,18 +57,19 @@ def train(args: Namespace, checkpoints: Checkpoints) -> None:
     if rank == 0:
         tokenizer.save_pretrained(args.out)
 
+    names = list(config.id2label.values()) if args.label else []
     n_rows = args.epochs * len(rows)
     bar = tqdm(total=n_rows, initial=place.n_rows, unit=" rows", disable=None if rank == 0 else True)
     while place.epoch < args.epochs and place.waited != args.patience:
-        model.train()
-        steps = plan_epoch(rows, place.epoch, args.seed, args.batch_rows, args.batch_tokens, args.micro_batches)
+        module.train()
+        steps = plan_epoch(rows, place.epoch, args)
         for step in steps[place.step :]:
             size = sum(map(len, step))
             progress = (place.n_rows + size / 2) / n_rows  # in the middle of the step: never 0, never 1
             factor = progress / args.warmup if progress < args.warmup else (1 - progress) / (1 - args.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate = args.learning_rate * factor
-            loss = accumulate(model, step, place.n_steps, args, tokenizer)
+            loss = accumulate(module, step, place.n_steps, args, tokenizer)
             norm = whole(nn.utils.clip_grad_norm_(weights, args.clip)).item()
             if not math.isfinite(loss + norm):
                 raise FloatingPointError(
@@ -75,8 +78,10 @@ def train(args: Namespace, checkpoints: Checkpoints) -> None:
                 )
             optimizer.step()
             optimizer.zero_grad()
-            if args.average:
-                update_average(average, model, args.average)
+            if average is not model:
+                with torch.no_grad():
+                    for kept, new in zip(average.parameters(), weights, strict=True):
+                        kept.lerp_(new, 1 - args.average)
             place.step, place.n_steps, place.n_rows = place.step + 1, place.n_steps + 1, place.n_rows + size
             checkpoints.log(step=place.n_steps, epoch=place.epoch + 1, loss=loss, norm=norm, learning_rate=rate)
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
@@ -86,7 +91,7 @@ def train(args: Namespace, checkpoints: Checkpoints) -> None:
         place.epoch, place.step, place.waited = place.epoch + 1, 0, place.waited + 1
         score = float(place.epoch)  # without an evaluation the last weights are the best
         if eval_rows:
-            found = evaluate(average, eval_rows, args, tokenizer)
+            found = evaluate(average_module, eval_rows, names, args, tokenizer)
             checkpoints.log(step=place.n_steps, epoch=place.epoch, **found)
             shown = (f"{name} {value:.4f}" for name, value in found.items() if isinstance(value, float))
             say(f"epoch {place.epoch}: {', '.join(shown)}")
@@ -103,7 +108,7 @@ def train(args: Namespace, checkpoints: Checkpoints) -> None:
 
 
 def accumulate(
-    model: ModelWithHead, step: Sequence[Sequence[Row]], n_steps: int, args: Namespace, tokenizer: DistilBertTokenizer
+    module: nn.Module, step: Sequence[Sequence[Row]], n_steps: int, args: Namespace, tokenizer: DistilBertTokenizer
 ) -> float:
     """Add up the gradients of a step's micro-batches in all processes, and divide by the number of their labels.
 
@@ -113,11 +118,11 @@ def accumulate(
     totals = torch.zeros(2, dtype=torch.float64)  # the sum of the losses, and the number of labels
     for i, rows, weight in share(step):
         torch.manual_seed(seed_of(args.seed, "step", n_steps, i))
-        logits, labels = run(model, make_batch(rows, tokenizer, args.mask, args.task == MASKED_LM), args)
+        logits, labels = run(module, make_batch(rows, tokenizer, args.mask, args.task == MASKED_LM), args)
         loss = weight * F.cross_entropy(logits, labels, reduction="sum")
         loss.backward()
         totals += torch.tensor([loss.item(), weight * len(labels)])
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     add_up([totals] if args.fsdp else [totals, *gradients])
     n_labels = max(totals[1].item(), 1)
     for gradient in gradients:
@@ -127,15 +132,15 @@ def accumulate(
 
 @torch.no_grad()
 def evaluate(
-    model: ModelWithHead, rows: Sequence[Row], args: Namespace, tokenizer: DistilBertTokenizer
+    module: nn.Module, rows: Sequence[Row], names: Sequence[str], args: Namespace, tokenizer: DistilBertTokenizer
 ) -> dict[str, Any]:
     """Return the loss and the scores; each row is counted once, in one of the processes."""
-    model.eval()
-    predict, names = args.task == MASKED_LM, list(model.config.id2label.values()) if args.label else []
+    module.eval()
+    predict = args.task == MASKED_LM
     totals = torch.zeros(3 + len(names) ** 2, dtype=torch.float64)  # loss, labels, right ones, pairs of label and guess
-    for i, part, weight in share(split(sorted(rows, key=lambda row: len(row.ids)), args.batch_rows, args.batch_tokens)):
+    for i, part, weight in share(split(sorted(rows, key=lambda row: len(row.ids)), args)):
         torch.manual_seed(seed_of(args.seed, "evaluation", i))
-        logits, labels = run(model, make_batch(part, tokenizer, args.mask if predict else 0, predict), args)
+        logits, labels = run(module, make_batch(part, tokenizer, args.mask if predict else 0, predict), args)
         loss, guesses = F.cross_entropy(logits, labels, reduction="sum"), logits.argmax(-1)
         pairs = (labels * len(names) + guesses).bincount(minlength=len(names) ** 2) if names else labels[:0]
         counts = torch.tensor([loss.item(), len(labels), (guesses == labels).sum().item()])
@@ -144,13 +149,15 @@ def evaluate(
     return find_scores(totals, names)
 
 
-def run(model: ModelWithHead, batch: Batch, args: Namespace) -> tuple[Tensor, Tensor]:
+def run(module: nn.Module, batch: Batch, args: Namespace) -> tuple[Tensor, Tensor]:
     """Return the logits (N, L) and the labels (N,) of the N texts or tokens of a batch that are labelled."""
     input_ids, attention_mask, labels = (tensor.to(args.device) for tensor in batch)
     with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
-        logits = model(input_ids, attention_mask).logits
-    real = labels != IGNORE
-    return logits[real].to(model.dtype), labels[real]
+        logits = module(input_ids, attention_mask, labels=labels).logits
+    labelled = labels != IGNORE
+    if logits.shape[:-1] == labels.shape:  # a packed masked LM has already left out the tokens without a label
+        logits = logits[labelled]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)), labels[labelled]
 
 
 def share(batches: Sequence[Sequence[Row]]) -> Iterator[tuple[int, Sequence[Row], int]]:
@@ -168,13 +175,6 @@ def add_up(tensors: Sequence[Tensor]) -> None:
     if distributed.is_initialized():
         for work in [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
             work.wait()
-
-
-def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move the running average of the weights towards the present ones."""
-    with torch.no_grad():
-        for kept, new in zip(average.parameters(), model.parameters(), strict=True):
-            kept.lerp_(new, 1 - decay)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

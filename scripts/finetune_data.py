@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import random
+from argparse import Namespace
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -107,9 +108,12 @@ def read_lines(path: Path, columns: Columns) -> Iterator[tuple[int, Any]]:
         if path.suffix not in DIALECTS:
             raise ValueError(f"{path}: the name must end in .jsonl, .csv or .tsv")
         reader = csv.reader(file, **DIALECTS[path.suffix])
-        header = next(reader, None)
-        if header is None:
-            raise ValueError(f"{path}: empty: the first line must name the columns")
+        try:
+            header = next(reader)
+        except StopIteration:
+            raise ValueError(f"{path}: empty: the first line must name the columns") from None
+        except csv.Error as error:
+            raise ValueError(f"{path}: line 1: {error}") from None
         for name in columns.names:
             if header.count(name) != 1:
                 how = "no column" if name not in header else "more than one column"
@@ -152,11 +156,10 @@ def encode(number: int, content: Any, columns: Columns, tokenizer: DistilBertTok
     if not columns.words:
         return Line(number, ids, [read_label(content[columns.label])], cut)
     given = content[columns.label]
-    labels = list(
-        map(read_label, given.split() if isinstance(given, str) else given if isinstance(given, list) else [])
-    )
-    if len(labels) != len(texts[0][0]):
-        raise ValueError(f"{len(texts[0][0])} words, but {len(labels)} labels")
+    names = given.split() if isinstance(given, str) else given
+    if not isinstance(names, list) or len(names) != len(texts[0][0]):
+        raise ValueError(f"{len(texts[0][0])} words need as many labels, got {names!r}"[:200])
+    labels = list(map(read_label, names))
     firsts = zip(words, [None, *words], strict=False)  # a word's first token has its label, its other tokens have none
     return Line(number, ids, [None if w is None or w == before else labels[w] for w, before in firsts], cut)
 
@@ -221,31 +224,27 @@ def seed_of(*parts: object) -> int:
     return random.Random(repr(parts)).getrandbits(63)
 
 
-def plan_epoch(
-    rows: Sequence[Row], epoch: int, seed: int, max_rows: int, max_tokens: int, micro_batches: int
-) -> list[list[list[Row]]]:
-    """Return the steps of an epoch. Each is a list of `micro_batches` lists of rows; the last step may have fewer.
+def plan_epoch(rows: Sequence[Row], epoch: int, args: Namespace) -> list[list[list[Row]]]:
+    """Return the steps of an epoch. Each is a list of --micro-batches lists of rows; the last step may have fewer.
 
     The order of the rows depends on the seed and the epoch alone.
     """
-    generator = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
-    order = torch.randperm(len(rows), generator=generator).tolist()
-    batches = split([rows[i] for i in order], max_rows, max_tokens)
-    return [batches[i : i + micro_batches] for i in range(0, len(batches), micro_batches)]
+    generator = torch.Generator().manual_seed(seed_of(args.seed, "order", epoch))
+    batches = split([rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()], args)
+    return [batches[i : i + args.micro_batches] for i in range(0, len(batches), args.micro_batches)]
 
 
-def split(rows: Sequence[Row], max_rows: int, max_tokens: int) -> list[list[Row]]:
-    """Split rows, in order, into batches of at most so many rows, and so many tokens with padding.
+def split(rows: Sequence[Row], args: Namespace) -> list[list[Row]]:
+    """Split rows, in order, into batches of at most --batch-rows rows and --batch-tokens tokens.
 
-    A row with more tokens is a batch of its own.
+    Padding counts where the model runs on it. A row with more tokens is a batch of its own.
     """
     batches: list[list[Row]] = []
-    longest = 0
     for row in rows:
-        longest = max(longest, len(row.ids))
-        if not batches or len(batches[-1]) == max_rows or (len(batches[-1]) + 1) * longest > max_tokens:
+        lengths = [len(row.ids) for row in [*(batches[-1] if batches else []), row]]
+        n_tokens = max(lengths) * len(lengths) if args.padded else sum(lengths)
+        if not batches or len(lengths) > args.batch_rows or n_tokens > args.batch_tokens:
             batches.append([])
-            longest = len(row.ids)
         batches[-1].append(row)
     return batches
 

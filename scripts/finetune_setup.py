@@ -23,8 +23,8 @@ from minibert import (
     DistilBertTokenizer,
 )
 from minibert.checkpoint import CheckpointFiles
-from minibert.cli.output import visible
 from minibert.heads import ModelWithHead
+from minibert.terminal import visible
 
 SEQUENCE, TOKEN, MASKED_LM = "sequence", "token", "masked-lm"
 TASKS: dict[str, type[ModelWithHead]] = {
@@ -94,6 +94,7 @@ def parse(description: str | None, argv: Sequence[str] | None) -> Namespace:
         metavar="X",
         help="largest norm of a gradient; default: 1; inf: any",
     )
+    add("--padded", action="store_true", help="run the padding too, which takes longer; --fsdp does so")
     add(
         "--mask",
         type=number(float, 0, 0.99),
@@ -153,7 +154,10 @@ def complete(args: Namespace) -> None:
         raise ValueError("--patience needs --eval")
     if masked_lm and args.best_by == "f1":
         raise ValueError(f"{MASKED_LM} has no f1: --best-by accuracy or loss")
+    if masked_lm and args.mask == 0:
+        raise ValueError(f"--mask 0 leaves {MASKED_LM} nothing to predict")
     args.label = None if masked_lm else args.label
+    args.padded = args.padded or args.fsdp  # FSDP2 gathers a layer's weights when the layer itself is called
     args.best_by = args.best_by or "accuracy"
     args.micro_batches = args.micro_batches or world
     if args.micro_batches < world:
@@ -199,14 +203,14 @@ def start_processes(args: Namespace) -> torch.device:
     device = torch.device(args.device)
     if args.device == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms need there
+        torch.cuda.set_device(device)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it costs time
     if "WORLD_SIZE" in os.environ:
-        distributed.init_process_group("nccl" if args.device == "cuda" else "gloo")
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if args.device == "cuda" else "gloo")
     return device
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -190,8 +191,11 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], about: Mapping[s
     Raises:
         OSError: it cannot be written; the file that was there before is unchanged.
     """
-    temporary = path.with_name(TEMPORARY)
+    folder = path.with_name(TEMPORARY)  # of its own: safetensors begins with a file beside the one that it is given
+    temporary = folder / path.name
     try:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        folder.mkdir()
         save_file(
             {name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"about": json.dumps(about)}
         )
@@ -201,7 +205,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], about: Mapping[s
     except (SafetensorError, OSError) as error:
         raise OSError(f"{path}: cannot be written ({error}); what was there before is kept") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

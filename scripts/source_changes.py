@@ -120,8 +120,8 @@ def visit(node: ast.AST, reach: tuple[int, int], within: str) -> Iterator[tuple[
         reach = node.lineno, node.lineno
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         within = node.name
-    if isinstance(node, ast.Assign) and not within:
-        within = ast.unparse(node.targets[0])
+    if isinstance(node, ast.Assign | ast.AnnAssign) and not within:
+        within = ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
     if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
         return
     if isinstance(node, ast.Call) and ast.unparse(node.func).startswith(("warnings.", "logger.", "cast", "TypeVar")):

@@ -1,7 +1,8 @@
 """Trains into OUT/whole, and again into OUT/0, OUT/1, …, where each run is killed at one file operation and resumed.
 
-OUT/steps is killed after every step, and resumed each time. Run by test_finetune.py in a process of its own, which
-forks (so that torch is imported once): python -m tests.killed_training OUT ARGUMENTS…
+OUT/steps is killed after every step of 2 epochs, and resumed each time; OUT/epochs is not killed. Run by
+test_finetune.py in a process of its own, which forks (so that torch is imported once):
+python -m tests.killed_training OUT ARGUMENTS…
 """
 
 import itertools
@@ -66,7 +67,8 @@ def main(out, arguments):
     while train(arguments, out / str(n), partial(kill_at_operation, n, out / str(n))):
         train(arguments, out / str(n))
         n += 1
-    n_kills = 0
+    n_kills, arguments = 0, [*arguments, "--epochs", "2"]
+    train(arguments, out / "epochs")
     while train(arguments, out / "steps", kill_at_second_step):
         n_kills += 1
     print(n, n_kills)

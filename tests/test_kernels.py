@@ -84,3 +84,54 @@ def test_an_int8_layer_multiplies_rounded_numbers():
     x = torch.tensor([[127.0, 0.0, -3.0], [1.0, 2.0, 3.0]])
     exact = torch.stack([Int8Rows.of(row[None]).uint8[0].float() - 128 for row in x]) * int8_scales(x, 127)
     assert torch.allclose(layer(x), exact @ (rounded.round() * scales[:, None]).T + layer.bias, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("heads", "queries", "keys", "size", "filled"),  # filled: heads, queries, size that torch's attention gets
+    [
+        (4, 5, 5, 16, (4, 5, 16)),
+        (4, 1, 5, 16, (4, 4, 16)),
+        (4, 2, 5, 16, (4, 2, 16)),
+        (1, 5, 5, 16, (2, 5, 16)),
+        (2, 5, 5, 8, (2, 5, 16)),
+        (2, 5, 5, 17, (2, 5, 32)),
+        (1, 1, 1, 33, (2, 4, 48)),
+    ],
+)
+def test_attention_on_a_cpu_gets_what_does_not_depend_on_others(monkeypatch, heads, queries, keys, size, filled):
+    right, shapes = torch.nn.functional.scaled_dot_product_attention, []
+
+    def attend(q, k, v, scale):
+        shapes.append((q.shape, k.shape, v.shape))
+        return right(q, k, v, scale=scale)
+
+    monkeypatch.setattr(kernels.F, "scaled_dot_product_attention", attend)
+    q, k, v = (torch.randn(3, heads, n, size, dtype=torch.float64) for n in (queries, keys, keys))
+    probs = (q @ k.mT / size**0.5).softmax(-1)
+    assert torch.allclose(kernels.attention(q, k, v), probs @ v)
+    n_heads, n_queries, width = filled
+    assert shapes == [((3, n_heads, n_queries, width), (3, n_heads, keys, width), (3, n_heads, keys, width))]
+
+
+@pytest.mark.parametrize(
+    ("changed", "takes"),
+    [
+        ({}, True),
+        ({"dtype": torch.bfloat16}, True),
+        ({"size": 256}, True),
+        ({"capability": (9, 0)}, True),
+        ({"is_cuda": False}, False),
+        ({"dtype": torch.float32}, False),
+        ({"size": 60}, False),
+        ({"size": 264}, False),
+        ({"flash": False}, False),
+        ({"capability": (7, 5)}, False),
+    ],
+)
+def test_which_gpus_and_tensors_have_attention_over_rows_of_any_length(monkeypatch, changed, takes):
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    case = {"is_cuda": True, "dtype": torch.float16, "size": 64, "flash": True, "capability": (8, 0)} | changed
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: case["flash"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: case["capability"])
+    q = SimpleNamespace(is_cuda=case["is_cuda"], dtype=case["dtype"], shape=(10, 12, case["size"]), device="cuda")
+    assert kernels.varlen_attention(q) is (varlen.varlen_attn if takes else None)

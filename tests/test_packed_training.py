@@ -178,6 +178,18 @@ def test_a_seed_fixes_the_dropout(head):
     assert drawn(1) == drawn(2)
 
 
+@each_head
+def test_a_copy_gives_the_same_bits(head):
+    each, inputs = model(head, dropout=0.3).train(), labelled(head, shape=(9, 7))
+    real, results = real_tokens(inputs), []
+    for size in (0, 1000):
+        kept = [torch.empty(size + i) for i in range(100)]  # so that what follows lies elsewhere
+        torch.manual_seed(1)
+        results.append(gradients(PackedForTraining(copy.deepcopy(each)), inputs, real)[1])
+        del kept
+    assert all(torch.equal(gradient, results[1][name]) for name, gradient in results[0].items())
+
+
 @pytest.mark.parametrize("name", NO_DROPOUT)
 def test_each_dropout_is_applied_and_its_mean_is_the_model(name):
     each = model(CLASSIFIER, **NO_DROPOUT | {name: 0.1}).train()

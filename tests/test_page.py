@@ -302,6 +302,13 @@ def test_figure_shows_the_probabilities_with_the_padding_hatched(loaded, tmp_pat
         figure.savefig(tmp_path / f"figure.{suffix}")
 
 
+def test_figure_is_of_the_first_head_and_row_without_and_with_the_mask(loaded):
+    pytest.importorskip("matplotlib")
+    panels = attention_figure(*loaded, TEXTS).axes[:2]
+    assert [panel.get_title() for panel in panels] == [f"layer 0, head 0, {how} mask" for how in ("without", "with")]
+    assert [label.get_text() for label in panels[0].get_yticklabels()][:4] == "[CLS] a nice day".split()
+
+
 def test_figure_takes_a_dollar_for_a_token(loaded, tmp_path):
     pytest.importorskip("matplotlib")
     figure = attention_figure(loaded[0], hostile_tokenizer(), "a $x$ day", masks=[True])

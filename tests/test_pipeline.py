@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import astuple, is_dataclass
 
+import numpy as np
 import pytest
 import torch
 
@@ -342,6 +343,81 @@ def test_a_bad_input_is_refused_with_the_way_out(checkpoints, task, options, tex
 def test_one_str_in_place_of_a_list_is_refused_at_once(checkpoints):
     with pytest.raises(TypeError, match=r"got one str: pass \[text\]"):
         TextClassifier(checkpoints[TextClassifier])("ada")
+
+
+COLUMNS = {
+    TextClassifier: lambda results: {"label": [r.label for r in results], "score": [r.score for r in results]},
+    TokenClassifier: lambda results: {"entities": [[vars(entity) for entity in r] for r in results]},
+    MaskFiller: lambda results: {"masks": [[[vars(best) for best in mask] for mask in r] for r in results]},
+    QuestionAnswerer: lambda results: {"answers": [[vars(answer) for answer in r] for r in results]},
+    Embedder: lambda results: {"embedding": [r.tolist() for r in results]},
+}
+
+
+def to_batch(task, inputs, make=list):
+    names = ("question", "context") if task is QuestionAnswerer else ("text",)
+    columns = zip(*inputs, strict=True) if task is QuestionAnswerer else [inputs]
+    return {name: make(column) for name, column in zip(names, columns, strict=True)}
+
+
+class Frame:
+    """Like a data frame: `dict` takes it, but it is no Mapping, and iterates over the names of its columns."""
+
+    def __init__(self, columns):
+        self.columns = columns
+
+    def keys(self):
+        return self.columns.keys()
+
+    def __getitem__(self, name):
+        return self.columns[name]
+
+    def __iter__(self):
+        return iter(self.columns)
+
+
+@each_task
+@pytest.mark.parametrize("make", [list, lambda column: np.array(column, object), np.array, tuple])
+def test_a_mapping_of_columns_comes_back_with_the_columns_of_results(checkpoints, task, make):
+    pipeline, inputs = task(checkpoints[task]), inputs_of(task)
+    batch = to_batch(task, inputs, make) | {"id": range(len(inputs))}
+    given = dict(batch)
+    columns = pipeline(batch)
+    assert batch == given
+    assert all(columns[name] is column for name, column in given.items())
+    expected = COLUMNS[task](list(pipeline(inputs)))
+    assert list(columns) == [*given, *expected]
+    for name, column in expected.items():
+        found = [vector.tolist() for vector in columns[name]] if task is Embedder else columns[name]
+        assert found == column  # to the bit: these are the same batches
+
+
+def test_an_empty_mapping_of_columns_gets_empty_columns(checkpoints):
+    assert TextClassifier(checkpoints[TextClassifier])({"text": []}) == {"text": [], "label": [], "score": []}
+
+
+def test_the_columns_of_texts_have_the_names_that_the_pipeline_is_told(checkpoints):
+    frame = Frame({"body": ["ada"], "q": ["who?"]})
+    columns = TextClassifier(checkpoints[TextClassifier], text_column="body")(frame)
+    assert list(columns) == ["body", "q", "label", "score"]
+    answerer = QuestionAnswerer(checkpoints[QuestionAnswerer], question_column="q", text_column="body")
+    assert answerer(frame)["answers"] == [[vars(answer) for answer in r] for r in answerer([("who?", "ada")])]
+
+
+@pytest.mark.parametrize(
+    ("task", "batch", "error", "says"),
+    [
+        (Embedder, {"body": ["ada"], "id": [1]}, ValueError, "there is no column 'text', only 'body', 'id'"),
+        (QuestionAnswerer, {"context": ["ada"]}, ValueError, "there is no column 'question', only 'context'"),
+        (QuestionAnswerer, {"question": ["who?"], "context": []}, ValueError, "shorter"),
+        (Embedder, {"text": "ada"}, TypeError, "column 'text' is one str: use map_batches, or map with batched=True"),
+        (TextClassifier, {"text": ["ada"], "label": [1]}, ValueError, "have a column 'label', and the input has one"),
+        (TextClassifier, {"text": ["ada", None]}, ValueError, "^text 2: .* got NoneType .in the batch .* with 'ada'.$"),
+    ],
+)
+def test_a_mapping_that_cannot_be_a_batch_is_refused(checkpoints, task, batch, error, says):
+    with pytest.raises(error, match=says):
+        task(checkpoints[task])(batch)
 
 
 def test_a_vocabulary_without_a_mask_is_refused(tmp_path):

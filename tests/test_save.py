@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import minibert
-from minibert import DistilBertForSequenceClassification, DistilBertTokenizer
+from minibert import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer
 from minibert.checkpoint import write_atomically
 
 from .checkpoints import CLASSIFIER, assert_equal_parameters, saved
@@ -121,6 +121,15 @@ def test_a_save_over_one_that_was_killed_may_be_killed_too(tmp_path, old_and_new
 
 
 @needs_fork
+def test_a_config_saved_over_a_killed_save_leaves_its_weights(tmp_path, old_and_new):
+    old, new = old_and_new
+    for folder in killed_saves("every-step", old, new, tmp_path / "out"):
+        left = which(folder, old_and_new)
+        DistilBertConfig.from_pretrained(folder).save_pretrained(folder)
+        assert which(folder, old_and_new) == left
+
+
+@needs_fork
 def test_a_first_save_killed_at_any_step_leaves_nothing_or_the_whole(tmp_path, old_and_new):
     (tmp_path / "nothing").mkdir()
     folders = killed_saves("every-step", tmp_path / "nothing", old_and_new[1], tmp_path / "out")
@@ -146,6 +155,26 @@ def test_a_save_deletes_what_killed_saves_left_and_nothing_else(tmp_path, old_an
     DistilBertForSequenceClassification.from_pretrained(new).save_pretrained(folder)
     assert sorted(os.listdir(folder)) == sorted(["config.json", "model.safetensors", *mine])
     assert which(folder, old_and_new) == "new"
+
+
+@needs_fork
+def test_a_process_forked_during_a_save_does_not_keep_the_folder_locked(tmp_path, monkeypatch):
+    children = []
+
+    def fork_and_sync(descriptor):
+        if not (child := os.fork()):
+            signal.pause()
+        children.append(child)
+
+    made = model(CLASSIFIER)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fork_and_sync)  # called while the folder is locked
+        made.save_pretrained(tmp_path)
+    again = threading.Thread(target=made.save_pretrained, args=(tmp_path,), daemon=True)
+    again.start()
+    again.join(20)
+    stop(*children)
+    assert not again.is_alive()
 
 
 def test_without_locks_of_posix_a_lock_file_makes_savers_wait(tmp_path, monkeypatch):
@@ -391,3 +420,12 @@ def test_a_save_that_fails_over_a_config_that_is_not_utf8_says_why(tmp_path, mon
     with pytest.raises(OSError, match="Bad file descriptor"):
         model(CLASSIFIER).save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no list of open files here")
+def test_a_save_leaves_no_file_open(tmp_path):
+    made = model(CLASSIFIER)
+    made.save_pretrained(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    made.save_pretrained(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before

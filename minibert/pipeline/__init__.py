@@ -9,6 +9,12 @@ limit on tokens, not on texts, sets the size of a batch. The model is packed, so
 length gains nothing. Where `model.batch_invariant` is True, a text's result has the same bits in every batch.
 A pipeline can be pickled with its weights and sent to another process. For a progress bar, wrap the texts.
 
+A mapping of columns is a batch too, and comes back with columns of results beside its own: label and score, entities,
+masks, answers or embedding. So a pipeline can be passed to the `map` of `datasets`, and its class to Ray Data:
+
+    dataset.map(classifier, batched=True)
+    dataset.map_batches(TextClassifier, fn_constructor_args=[checkpoint], compute=ActorPoolStrategy(size=4), num_cpus=1)
+
 Every program that uses torch on several threads and then forks has this problem: the child process hangs when it uses
 several threads too. Start processes with `multiprocessing.get_context("spawn")`, or let each child begin with
 `torch.set_num_threads(1)`, as the workers of a DataLoader do.

@@ -3,10 +3,10 @@
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import chain, islice
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -29,8 +29,9 @@ Item = TypeVar("Item")
 class Pipeline(ABC, Generic[Input, Result]):
     """A tokenizer and a model for one task.
 
-    A subclass sets `model_class` and writes three steps: `encode` turns an input into rows of ids, `forward` runs a
-    batch of rows and returns a tensor for each, `read` makes the result of an input from the tensors of its rows.
+    A subclass sets `model_class` and writes four steps: `encode` turns an input into rows of ids, `forward` runs a
+    batch of rows and returns a tensor for each, `read` makes the result of an input from the tensors of its rows, and
+    `to_columns` turns results into columns.
 
     Args:
         checkpoint: a folder, or a name on the Hugging Face Hub, with this task's head.
@@ -38,6 +39,7 @@ class Pipeline(ABC, Generic[Input, Result]):
         device: where the model runs; None is the CPU.
         max_length: the largest number of tokens in a row; the model's own limit holds too.
         batch_tokens: the largest number of tokens in a batch; a longer row is a batch of its own.
+        text_column: where the texts are, in an input that is a mapping of columns.
 
     Raises:
         OSError: there is no such checkpoint.
@@ -50,6 +52,7 @@ class Pipeline(ABC, Generic[Input, Result]):
     device: torch.device | str | None = None
     max_length: int = 512
     batch_tokens: int = 1024
+    text_column: str = "text"
 
     model_class: ClassVar[type[PreTrainedModel]]
 
@@ -74,19 +77,53 @@ class Pipeline(ABC, Generic[Input, Result]):
     def read(self, text: Input, encoding: BatchEncoding, outputs: Sequence[Tensor]) -> Result:
         """Return the result of an input, made from its rows and the tensor of each."""
 
-    def __call__(self, texts: Iterable[Input]) -> Iterator[Result]:
-        """Yield the result of each text, in order.
+    def from_columns(self, columns: dict[str, Any]) -> Iterable[Input]:
+        """Return the inputs that a batch of columns holds."""
+        return get_column(columns, self.text_column)
+
+    @abstractmethod
+    def to_columns(self, results: list[Result]) -> dict[str, list[Any]]:
+        """Turn results into columns of plain values, with a value for each result."""
+
+    @overload
+    def __call__(self, texts: Mapping[str, Any]) -> dict[str, Any]: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def __call__(self, texts: Iterable[Input]) -> Iterator[Result]: ...
+
+    def __call__(self, texts: Mapping[str, Any] | Iterable[Input]) -> dict[str, Any] | Iterator[Result]:
+        """Yield the result of each text, in order; or take a mapping of columns, and return it with more columns.
 
         Args:
-            texts: any iterable; it may be endless. For each batch, one text more than the batch holds is read.
+            texts: any iterable; it may be endless. For each batch, one text more than the batch holds is read. Or a
+                mapping from names to columns of equal length, such as Ray Data and `datasets` pass, or a data frame.
+
+        Returns:
+            An iterator over the results. For a mapping: a dict of its columns and of those that `to_columns` adds.
 
         Raises:
-            TypeError: `texts` is one str.
+            TypeError: `texts` is one str, or its column of texts is.
             ValueError: this task cannot take a text; the error names its number, counted from 1. It is raised after the
-                results of all texts before.
+                results of all texts before. Or: the mapping has no column of texts; it has one of the results' names.
         """
         if isinstance(texts, str):
             raise TypeError("expected an iterable of texts, got one str: pass [text]")
+        # Not by a call of self: Ray Data puts __call__ on a thread of its own, which would then wait for itself.
+        if hasattr(texts, "keys"):  # a Mapping, or a data frame
+            return self._run_columns(dict(texts))  # type: ignore[arg-type]
+        return self._run(texts)
+
+    def _run_columns(self, columns: dict[str, Any]) -> dict[str, Any]:
+        inputs = list(self.from_columns(columns))
+        try:
+            results = self.to_columns(list(self._run(inputs)))
+        except ValueError as error:
+            raise ValueError(f"{error} (in the batch that begins with {inputs[0]!r:.80})") from None
+        if taken := sorted(results.keys() & columns.keys()):
+            raise ValueError(f"the results have a column {taken[0]!r}, and the input has one too: rename that one")
+        return columns | results
+
+    def _run(self, texts: Iterable[Input]) -> Iterator[Result]:
         batches = plan_batches(self._encode_all(texts), self.batch_tokens, count_tokens)
         return (result for batch in batches for result in self._run_texts(batch))
 
@@ -167,6 +204,15 @@ def plan_batches(items: Iterable[Item], limit: int, size: Callable[[Any], int] =
 def count_tokens(encoded: tuple[Any, BatchEncoding]) -> int:
     """Count the tokens in all rows of an encoded text."""
     return sum(map(len, encoded[1].input_ids))
+
+
+def get_column(columns: dict[str, Any], name: str) -> Any:
+    """Return a column of texts."""
+    if name not in columns:
+        raise ValueError(f"there is no column {name!r}, only {', '.join(map(repr, columns)):.300}")
+    if isinstance(columns[name], str):
+        raise TypeError(f"column {name!r} is one str: use map_batches, or map with batched=True")
+    return columns[name]
 
 
 def check_text(text: object) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -35,3 +35,7 @@ class Embedder(OneRowPipeline[Tensor]):
     def read(self, text: str, encoding: BatchEncoding, outputs: Sequence[Tensor]) -> Tensor:
         """Return the vector of the one row."""
         return outputs[0]
+
+    def to_columns(self, results: list[Tensor]) -> dict[str, list[Any]]:
+        """Return the vectors, as arrays (D,)."""
+        return {"embedding": [vector.numpy() for vector in results]}

@@ -1,7 +1,8 @@
 """Which tokens may replace each [MASK] of a text?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,3 +66,7 @@ class MaskFiller(OneRowPipeline[list[list[Candidate]]]):
             [Candidate(self.tokenizer.convert_ids_to_tokens(i), i, score) for i, score in zip(*ranked, strict=True)]
             for ranked in zip(self.candidate_ids[columns].tolist(), scores.tolist(), strict=True)
         ]
+
+    def to_columns(self, results: list[list[list[Candidate]]]) -> dict[str, list[Any]]:
+        """Return the candidates for each [MASK] of each text, as dicts."""
+        return {"masks": [[[asdict(best) for best in ranked] for ranked in masks] for masks in results]}

@@ -1,15 +1,16 @@
 """Where in its context is the answer to each question?"""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..heads import DistilBertForQuestionAnswering
 from ..tokenizer import BatchEncoding
-from .base import OVERLAP, Pipeline, check_at_least
+from .base import OVERLAP, Pipeline, check_at_least, get_column
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,16 @@ class QuestionAnswerer(Pipeline[tuple[str, str], list[Answer]]):
             such questions. Its score is that of [CLS], the lowest of all windows.
         max_length: the largest number of tokens in a window, question included; a long context is run in windows that
             overlap. Most models are trained with 384.
+        question_column, text_column: where the questions and the contexts are, in an input that is a mapping of
+            columns.
     """
 
     top_k: int = 1
     max_answer_length: int = 15
     handle_impossible_answer: bool = False
     max_length: int = 384
+    question_column: str = "question"
+    text_column: str = "context"
     model_class = DistilBertForQuestionAnswering
 
     def __post_init__(self) -> None:
@@ -99,6 +104,14 @@ class QuestionAnswerer(Pipeline[tuple[str, str], list[Answer]]):
         if self.handle_impossible_answer:
             answers.append(Answer("", no_answer, 0, 0))
         return sorted(answers, key=lambda answer: answer.score, reverse=True)[: self.top_k]
+
+    def from_columns(self, columns: dict[str, Any]) -> Iterable[tuple[str, str]]:
+        """Return the pairs of a question and its context."""
+        return zip(get_column(columns, self.question_column), get_column(columns, self.text_column), strict=True)
+
+    def to_columns(self, results: list[list[Answer]]) -> dict[str, list[Any]]:
+        """Return the answers to each question, as dicts."""
+        return {"answers": [[asdict(answer) for answer in answers] for answers in results]}
 
 
 def word_spans(encoding: BatchEncoding) -> dict[int | None, tuple[int, int]]:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -49,6 +50,10 @@ class TextClassifier(OneRowPipeline[Classification]):
         best = max(range(len(scores)), key=scores.__getitem__)
         labels = self.model.config.id2label
         return Classification(labels[best], scores[best], {labels[i]: score for i, score in enumerate(scores)})
+
+    def to_columns(self, results: list[Classification]) -> dict[str, list[Any]]:
+        """Return the best labels and their scores."""
+        return {"label": [result.label for result in results], "score": [result.score for result in results]}
 
 
 def label_scores(config: DistilBertConfig, logits: Tensor) -> Tensor:

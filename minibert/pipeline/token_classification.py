@@ -1,9 +1,9 @@
 """Which words of each text are entities?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -40,7 +40,6 @@ class LabelledSpan(NamedTuple):
     end: int
 
 
-@dataclass(eq=False)
 class TokenClassifier(Pipeline[str, list[Entity]]):
     """Which words of each text are entities, such as names of people and places?
 
@@ -87,6 +86,10 @@ class TokenClassifier(Pipeline[str, list[Entity]]):
             tokens = [token for _, token in group]
             words.append(tokens[0]._replace(end=tokens[-1].end))
         return group_words(words, text)
+
+    def to_columns(self, results: list[list[Entity]]) -> dict[str, list[Any]]:
+        """Return the entities of each text, as dicts."""
+        return {"entities": [[asdict(entity) for entity in entities] for entities in results]}
 
     def _label_tokens(self, encoding: BatchEncoding, i: int, probs: Tensor) -> list[tuple[int | None, LabelledSpan]]:
         """Return the tokens of window i, each with the number of its word."""

@@ -9,6 +9,7 @@ import torch
 
 import minibert
 from minibert import DistilBertForSequenceClassification, DistilBertModel, DistilBertTokenizer
+from minibert.pipeline import Embedder, MaskFiller, QuestionAnswerer, TextClassifier, TokenClassifier
 
 from .small_data import about, reviews, save_checkpoint
 
@@ -187,6 +188,35 @@ def test_datasets_finds_its_cache_again_after_the_tokenizer_has_been_used(classi
     assert Hasher.hash(other) == Hasher.hash(tokenizer)
     other.do_lower_case = False
     assert Hasher.hash(other) != Hasher.hash(tokenizer)
+
+
+PIPELINES = {
+    TextClassifier: "DistilBertForSequenceClassification",
+    TokenClassifier: "DistilBertForTokenClassification",
+    MaskFiller: "DistilBertForMaskedLM",
+    QuestionAnswerer: "DistilBertForQuestionAnswering",
+    Embedder: "DistilBertModel",
+}
+
+
+@pytest.mark.parametrize("task", PIPELINES, ids=lambda task: task.__name__)
+def test_datasets_maps_a_pipeline_over_batches_of_columns(task, tmp_path):
+    from datasets import Dataset
+
+    save_checkpoint(tmp_path, PIPELINES[task])
+    pipeline = task(tmp_path)
+    rows = [
+        {"id": i, "text": f"anna works in [MASK] {row['text']}", "question": "where ?"}
+        for i, row in enumerate(reviews(24))
+    ]
+    if task is QuestionAnswerer:
+        rows = [{"context" if name == "text" else name: value for name, value in row.items()} for row in rows]
+    mapped = Dataset.from_list(rows).map(pipeline, batched=True, batch_size=10)
+    batches = [{name: [row[name] for row in rows[i : i + 10]] for name in rows[0]} for i in (0, 10, 20)]
+    for i, columns in zip((0, 10, 20), map(pipeline, batches), strict=True):
+        for name, column in columns.items():
+            expected = [vector.tolist() for vector in column] if name == "embedding" else list(column)
+            assert mapped[i : i + 10][name] == expected
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])

@@ -1,0 +1,77 @@
+"""The trial by itself: which numbers of rows, lengths, threads and addresses it tries."""
+
+import pytest
+import torch
+
+from minibert import trial
+from minibert.trial import TRIAL_OFFSETS, TRIAL_ROWS, at_offset, differ, numbers
+
+from .machine import needs
+
+X = numbers(66, 4)
+
+
+def tried(row_counts=TRIAL_ROWS, **options):
+    """(number of rows, threads, numbers beyond 64 bytes) of each run after the first, of all rows."""
+    runs = []
+
+    def run(x):
+        runs.append((len(x), torch.get_num_threads(), x.data_ptr() % 64 // x.element_size()))
+        return x
+
+    assert differ(run, X, row_counts, "nothing", **options) is None
+    return runs[1:]
+
+
+def test_few_rows_are_tried_with_one_and_with_two_threads_and_every_number_up_to_17(monkeypatch):
+    monkeypatch.setattr(trial, "TRIAL_THREADS", [1, 2])
+    runs = tried()
+    assert [rows for rows, _, _ in runs] == [1, 1, 2, 2, 3, 3, *range(4, 18), 33, 64, 66, 66]
+    assert [threads for _, threads, _ in runs] == [1, 2] * 12
+    assert [offset for _, _, offset in runs] == [0, 0, 4, 4, 8, 8, 1, 1] * 3
+    assert TRIAL_OFFSETS == (0, 4, 8, 1)
+    assert [offset for _, _, offset in tried((1, 1, 2, 2), offsets=(0, 4))] == [0, 0, 4, 4]
+    monkeypatch.setattr(trial, "TRIAL_THREADS", [1])  # in a forked process
+    assert tried((1, 1, 2, 2)) == [(1, 1, 0), (1, 1, 4), (2, 1, 8), (2, 1, 1)]
+
+
+@pytest.mark.parametrize("count", sorted({*TRIAL_ROWS} - {66}))
+def test_one_number_in_one_row_is_found(count):
+    def run(x):
+        x = x.clone()
+        x[-1, -1] += float(len(x) == count)
+        return x
+
+    found = differ(run, X, TRIAL_ROWS, "a kernel")
+    assert found.startswith(f"a kernel: {count} of 66 rows have other bits when they run alone (threads: ")
+
+
+@needs("batch_invariant")
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 7, 9, 16, 17, 31, 33, 65])
+@pytest.mark.parametrize("queries", ["all", "one"])
+def test_attention_is_tried_over_few_and_over_many_tokens(monkeypatch, length, queries):
+    right = trial.attention
+
+    def faulty(q, k, v):
+        count = length if queries == "all" else 1
+        return right(q, k, v) + (len(q) == 1 and k.shape[2] == length and q.shape[2] == count) * torch.ones(())
+
+    monkeypatch.setattr(trial, "attention", faulty)
+    found = trial.attention_difference.__wrapped__(2, 16)
+    assert found.startswith(f"attention with 2 heads of 16 over {length} tokens: 1 of 5 rows")
+
+
+@pytest.mark.parametrize("offset", [0, 1, 4, 8])
+def test_a_copy_lies_where_it_should(offset):
+    copy = at_offset(X[3:5], offset)
+    assert copy.data_ptr() % 64 == 4 * offset
+    assert torch.equal(copy, X[3:5])
+
+
+def test_the_numbers_of_a_trial_are_the_same_each_time_and_differ_from_row_to_row():
+    before = torch.get_rng_state()
+    first, second = numbers(66, 768), numbers(66, 768)
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(first.unique(dim=0)) == 66
+    assert first.min() < -2 < 2 < first.max()
