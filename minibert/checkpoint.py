@@ -357,6 +357,8 @@ def _locked(folder: Path) -> Iterator[bool]:
             locked = False
         yield locked
     finally:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process that was forked meanwhile keeps the folder open
         os.close(descriptor)
 
 

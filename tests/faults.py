@@ -78,9 +78,9 @@ class World:
         for part in self.made[name]:
             part.save_pretrained(folder)
 
-    def save_in_turn(self, folder, parts=(0, 1)):
-        """Save the new and the old model, tokenizer or both, until killed."""
-        for name in itertools.cycle(("new", "old")):
+    def save_in_turn(self, folder, names=("new", "old"), parts=(0, 1)):
+        """Save these checkpoints in turn, the model, the tokenizer or both, until killed."""
+        for name in itertools.cycle(names):
             for part in parts:
                 self.made[name][part].save_pretrained(folder)
 
@@ -187,8 +187,12 @@ def result_of(work, *arguments):
 def kills_of_saves(world, part):
     """Save into one folder and kill, again and again; what a kill leaves is there at the next one."""
     folder = world.new_folder(copy_of="old")
+    begin = time.monotonic()
+    start(world.made["new"][part].save_pretrained, folder).join()
+    seconds = 2 * (time.monotonic() - begin)
     while True:
-        kill_within(world, 0.05, start(world.save_in_turn, folder, [part]))
+        names = world.random.sample(("old", "new"), 2)
+        kill_within(world, seconds, start(world.save_in_turn, folder, names, [part]))
         yield world.check(folder)
         if world.random.random() < 0.1:
             world.check_next_save(folder)

@@ -157,6 +157,26 @@ def test_a_save_deletes_what_killed_saves_left_and_nothing_else(tmp_path, old_an
     assert which(folder, old_and_new) == "new"
 
 
+@needs_fork
+def test_a_process_forked_during_a_save_does_not_keep_the_folder_locked(tmp_path, monkeypatch):
+    children = []
+
+    def fork_and_sync(descriptor):
+        if not (child := os.fork()):
+            signal.pause()
+        children.append(child)
+
+    made = model(CLASSIFIER)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fork_and_sync)  # called while the folder is locked
+        made.save_pretrained(tmp_path)
+    again = threading.Thread(target=made.save_pretrained, args=(tmp_path,), daemon=True)
+    again.start()
+    again.join(20)
+    stop(*children)
+    assert not again.is_alive()
+
+
 def test_without_locks_of_posix_a_lock_file_makes_savers_wait(tmp_path, monkeypatch):
     lock = pytest.importorskip("filelock").FileLock(tmp_path / ".lock")
     monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
