@@ -3,6 +3,10 @@
 `scripts/faults` runs every part and prints a table: how often each was tried, what was found afterwards, and what was
 lost. Two checkpoints, "old" and "new", have files that fit each other, so that a mixture would load without an error.
 Processes are forked from this one, which has imported torch, so that a kill costs milliseconds; Windows cannot fork.
+
+    scripts/faults                                     # every part, at most 10 minutes
+    scripts/faults --minutes 3 full_disks hub_faults   # some of them
+    scripts/faults --seed 1 --scale 0.1                # the same choices as in another run, a tenth as often
 """
 
 import argparse
@@ -508,7 +512,9 @@ def tried(part, world, number, seconds):
 
 def main(arguments=None):
     """Print the table; 1 if anything was lost."""
-    parser = argparse.ArgumentParser(prog="scripts/faults", description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="scripts/faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(part.__name__ for part in PARTS)}")
     parser.add_argument("--minutes", type=float, default=10, help="in all; default: 10")
     parser.add_argument("--scale", type=float, default=1, help="how often, times the usual numbers; default: 1")
@@ -516,6 +522,8 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     if unknown := set(options.parts) - {part.__name__ for part in PARTS}:
         parser.error(f"no part {', '.join(sorted(unknown))}: see --help")
+    if options.minutes <= 0 or options.scale <= 0:
+        parser.error(f"--minutes {options.minutes:g}, --scale {options.scale:g}: give numbers above 0")
     os.environ.update(SETTINGS)
     torch.set_num_threads(1)  # a process that has run several threads cannot be forked
     print(f"seed {options.seed}", flush=True)
