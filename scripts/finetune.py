@@ -4,7 +4,7 @@
     python scripts/finetune.py sequence --model distilbert-base-uncased --train train.tsv --eval dev.tsv -o out
     python scripts/finetune.py token --model distilbert-base-cased --train ner.jsonl --text words --label tags -o out
     python scripts/finetune.py masked-lm --model distilbert-base-uncased --train texts.csv --text body -o out
-    python scripts/finetune.py sequence --config sizes.json --set dropout=0.2 --train train.tsv -o out  # from scratch
+    python scripts/finetune.py sequence --config sizes.json --tokenizer minibert/demo --train train.tsv -o out  # fresh
     torchrun --nproc-per-node 2 scripts/finetune.py sequence --model distilbert-base-uncased --train train.tsv -o out
 
 A step adds up the gradients of --micro-batches batches, which the processes share, and divides by the number of labels

@@ -108,9 +108,12 @@ def read_lines(path: Path, columns: Columns) -> Iterator[tuple[int, Any]]:
         if path.suffix not in DIALECTS:
             raise ValueError(f"{path}: the name must end in .jsonl, .csv or .tsv")
         reader = csv.reader(file, **DIALECTS[path.suffix])
-        header = next(reader, None)
-        if header is None:
-            raise ValueError(f"{path}: empty: the first line must name the columns")
+        try:
+            header = next(reader)
+        except StopIteration:
+            raise ValueError(f"{path}: empty: the first line must name the columns") from None
+        except csv.Error as error:
+            raise ValueError(f"{path}: line 1: {error}") from None
         for name in columns.names:
             if header.count(name) != 1:
                 how = "no column" if name not in header else "more than one column"
@@ -153,11 +156,10 @@ def encode(number: int, content: Any, columns: Columns, tokenizer: DistilBertTok
     if not columns.words:
         return Line(number, ids, [read_label(content[columns.label])], cut)
     given = content[columns.label]
-    labels = list(
-        map(read_label, given.split() if isinstance(given, str) else given if isinstance(given, list) else [])
-    )
-    if len(labels) != len(texts[0][0]):
-        raise ValueError(f"{len(texts[0][0])} words, but {len(labels)} labels")
+    names = given.split() if isinstance(given, str) else given
+    if not isinstance(names, list) or len(names) != len(texts[0][0]):
+        raise ValueError(f"{len(texts[0][0])} words need as many labels, got {names!r}"[:200])
+    labels = list(map(read_label, names))
     firsts = zip(words, [None, *words], strict=False)  # a word's first token has its label, its other tokens have none
     return Line(number, ids, [None if w is None or w == before else labels[w] for w, before in firsts], cut)
 

@@ -154,6 +154,8 @@ def complete(args: Namespace) -> None:
         raise ValueError("--patience needs --eval")
     if masked_lm and args.best_by == "f1":
         raise ValueError(f"{MASKED_LM} has no f1: --best-by accuracy or loss")
+    if masked_lm and args.mask == 0:
+        raise ValueError(f"--mask 0 leaves {MASKED_LM} nothing to predict")
     args.label = None if masked_lm else args.label
     args.padded = args.padded or args.fsdp  # FSDP2 gathers a layer's weights when the layer itself is called
     args.best_by = args.best_by or "accuracy"
@@ -201,14 +203,14 @@ def start_processes(args: Namespace) -> torch.device:
     device = torch.device(args.device)
     if args.device == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms need there
+        torch.cuda.set_device(device)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it costs time
     if "WORLD_SIZE" in os.environ:
-        distributed.init_process_group("nccl" if args.device == "cuda" else "gloo")
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if args.device == "cuda" else "gloo")
     return device
 
 

@@ -122,7 +122,16 @@ def in_child(folder: Path, files: list[str], seconds: dict[str, float] | None = 
             cover.start()
         signal.alarm(0 if cover else 120)  # to import and collect
         plugin = Plugin(seconds or {}, cover)
-        options = ["-q", "-p", "no:cacheprovider", "-W", "ignore:Module already imported", *(["-x"] if seconds else [])]
+        temporary = f"--basetemp={folder.with_name('tmp')}"  # not the folder that all runs of pytest share
+        options = [
+            "-q",
+            temporary,
+            "-p",
+            "no:cacheprovider",
+            "-W",
+            "ignore:Module already imported",
+            *(["-x"] if seconds else []),
+        ]
         code = int(pytest.main([*options, *files], plugins=[plugin]))
         signal.alarm(0)
         lines: dict[str, dict[int, list[str]]] = {}

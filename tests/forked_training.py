@@ -1,7 +1,7 @@
 """Trains in several processes, which are forked so that torch is imported once: python -m tests.forked_training OUT …
 
 The other arguments are those of scripts/finetune.py. It leaves in OUT the gradients of one step in 1, 2 and 4
-processes, and the folders two (2 processes), mixed (2 processes, killed after a step, then 1), fsdp (2), four (4).
+processes, and the folders two (2 processes), mixed (2, killed after a step, then 1), fsdp (2, killed, then 2), four.
 """
 
 import os
@@ -76,6 +76,7 @@ def main(out, arguments):
     ended.append(in_processes(2, partial(train, arguments, out / "two")))
     killed = in_processes(2, partial(train, arguments, out / "mixed", kill_at_second_step))
     ended.append(in_processes(1, partial(train, arguments, out / "mixed")))
+    killed += in_processes(2, partial(train, [*arguments, "--fsdp"], out / "fsdp", kill_at_second_step))
     ended.append(in_processes(2, partial(train, [*arguments, "--fsdp"], out / "fsdp")))
     ended.append(in_processes(4, partial(train, [*arguments, "--micro-batches", "4"], out / "four")))
     return any(map(any, ended)) or set(killed) != {signal.SIGKILL}

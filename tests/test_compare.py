@@ -9,7 +9,7 @@ import torch
 import minibert
 from minibert.pretrained import PreTrainedModel
 from minibert.study import edit
-from minibert.study.compare import compare, compare_checkpoint
+from minibert.study.compare import _merge, compare, compare_checkpoint
 from minibert.study.models import MODELS
 
 from .checkpoints import CLASSIFIER
@@ -129,6 +129,11 @@ def test_a_value_that_was_never_computed_is_named():
         "transformer.layer.1.ffn.activation",
         "transformer.layer.1.ffn.dropout",
     ]
+
+
+def test_values_that_only_the_other_has_stand_where_it_has_them():
+    assert _merge(["a", "b"], ["x", "a", "y", "b", "z"]) == ["x", "a", "y", "b", "z"]
+    assert _merge(["a", "b", "c"], ["c", "x"]) == ["a", "b", "c", "x"]
 
 
 def test_a_nan_is_a_difference_and_equal_infinities_are_not():

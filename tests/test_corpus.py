@@ -5,7 +5,6 @@ import gzip
 import importlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from minibert.pipeline import Embedder, TextClassifier
 from .machine import needs
 from .pipelines import random_texts, saved
 
+resource = pytest.importorskip("resource", reason="the tests limit sizes of files and kill processes as on Linux")
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 LABELS = {0: "bad", 1: "good", 2: "neither"}
 
@@ -185,6 +185,7 @@ def run_children(how, source, checkpoint, tmp_path):
 
 
 @needs("batch_invariant")
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the workers are found in /proc")
 @pytest.mark.parametrize("victim", ["worker", "parent"])
 def test_a_killed_worker_or_parent_ends_the_run_and_the_next_one_does_the_rest(checkpoint, tmp_path, victim):
     write_jsonl(tmp_path / "long.jsonl", random_texts(4000))
@@ -450,6 +451,19 @@ def test_a_read_only_folder_is_an_error(checkpoint, inputs, tmp_path, capfd):
     (tmp_path / "out").mkdir(mode=0o500)
     assert run(checkpoint, inputs / "0.jsonl", "-o", tmp_path / "out") == 2
     assert "manifest.json: cannot be written (Permission denied)" in capfd.readouterr().err
+
+
+def test_a_model_that_gives_no_number_is_an_error_and_no_result(checkpoint, inputs, tmp_path, capfd):
+    model = DistilBertForSequenceClassification.from_pretrained(checkpoint)
+    with torch.no_grad():
+        model.classifier.bias.fill_(torch.nan)
+    broken = saved(tmp_path / "broken", "DistilBertForSequenceClassification", id2label=LABELS)
+    model.save_pretrained(broken)
+    assert run(broken, inputs / "0.jsonl", "-o", tmp_path / "out") == 2
+    assert (
+        "error: the model's result is not a number: {'line': 1, 'label': 'bad', 'score': nan}" in capfd.readouterr().err
+    )
+    assert list(contents(tmp_path / "out")) == ["manifest.json"]
 
 
 def test_help_shows_examples(capsys):

@@ -10,6 +10,7 @@ from safetensors.torch import load, save
 
 from minibert import DistilBertConfig, DistilBertForSequenceClassification, DistilBertModel, DistilBertTokenizer
 from minibert.checkpoint import CheckpointFiles
+from minibert.pipeline import TextClassifier
 
 from .checkpoints import NAME, WEIGHTS, cached, load_tiny
 from .hub import ONE_WAIT, new_session
@@ -153,6 +154,35 @@ def test_a_cache_that_does_not_know_which_files_there_are_will_do(hub, tiny_file
     load_tiny(local_files_only=True)
     tokenizer = DistilBertTokenizer.from_pretrained(NAME, local_files_only=True)
     assert tokenizer("Nice").input_ids == [2, 4, 3]
+
+
+@pytest.mark.parametrize(
+    "kind", [DistilBertConfig, DistilBertTokenizer, DistilBertModel, DistilBertForSequenceClassification]
+)
+def test_each_class_takes_all_arguments_of_the_hub(hub, tiny_files, tmp_path, kind):
+    files = tiny_files | {"vocab.txt": b"[UNK]\n[CLS]\n[SEP]\nold\n", "tokenizer_config.json": LOWER}
+    first = hub.commit(NAME, files, token="hf_right")
+    hub.commit(NAME, {"README.md": b""})
+    with pytest.raises(OSError, match=r"no config\.json|no tokenizer"):
+        kind.from_pretrained(NAME, token="hf_right")
+    with pytest.raises(OSError, match="pass token="):
+        kind.from_pretrained(NAME, revision=first)
+    where = {"revision": first, "cache_dir": tmp_path / "elsewhere"}
+    kind.from_pretrained(NAME, token="hf_right", **where)
+    assert not any(path.is_file() for path in (tmp_path / "cache").rglob("snapshots/*/*.*"))
+    hub.requests.clear()
+    kind.from_pretrained(NAME, local_files_only=True, **where)
+    with pytest.raises(OSError, match="local_files_only=True forbids the download"):
+        kind.from_pretrained(NAME, revision=first, local_files_only=True)
+    assert hub.requests == []
+
+
+def test_a_pipeline_reads_its_revision(hub, tiny_files):
+    vocabulary = {"vocab.txt": b"[UNK]\n[CLS]\n[SEP]\nold\n[PAD]\n", "tokenizer_config.json": LOWER}
+    first = hub.commit(NAME, tiny_files | vocabulary)
+    hub.commit(NAME, {"README.md": b""})
+    (result,) = TextClassifier(NAME, revision=first)(["old"])
+    assert result.label in ("LABEL_0", "LABEL_1")
 
 
 def test_local_files_only_sends_no_request(hub, tiny_files):

@@ -55,15 +55,21 @@ def lines(texts):
 
 
 @needs("batch_invariant")
-@pytest.mark.parametrize("actors", [1, 4])  # two: in the next test
-def test_any_number_of_actors_writes_the_bytes_of_one_process(cluster, script, tmp_path, actors):
-    texts = {name: [row["text"] for row in reviews(n, seed=n)] for name, n in (("b", 3000), ("a", 2001), ("c", 0))}
+def test_one_actor_and_four_write_the_bytes_of_one_process_and_do_only_what_is_missing(cluster, script, tmp_path):
+    sizes = {"b": 3000, "a #1 100%20é": 2001, "empty": 0}
+    texts = {name: [row["text"] for row in reviews(n, seed=n)] for name, n in sizes.items()}
     for name in texts:
         (tmp_path / f"{name}.txt").write_text("\n".join(texts[name]))
-    inputs = [str(tmp_path / f"{name}.txt") for name in texts]
-    assert script.main([*inputs, "-o", str(tmp_path / "out"), "--actors", str(actors)]) == 0
-    written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    assert written == {f"{name}.jsonl": lines(texts[name]) for name in texts}
+    command = [*(str(tmp_path / f"{name}.txt") for name in texts), "-o", str(tmp_path / "out")]
+    files = [tmp_path / "out" / f"00000{i}.jsonl" for i in range(3)]
+    assert script.main([*command, "--actors", "1"]) == 0
+    assert [file.read_bytes() for file in files] == [lines(each) for each in texts.values()]
+
+    files[0].unlink()
+    files[1].write_text("complete")
+    assert script.main([*command, "--actors", "4"]) == 0  # two: in the next test
+    assert files[0].read_bytes() == lines(texts["b"])
+    assert files[1].read_text() == "complete"
 
 
 def die_once(marker):
@@ -87,16 +93,16 @@ def test_killed_processes_of_two_actors_lose_and_double_no_row(cluster, script, 
             die_once(tmp_path / "a task died")
         return batch
 
-    def read(*arguments, **options):  # with a number of CPUs of its own, Ray does not run the task in the actor
-        return ray.data.read_text(*arguments, **options).map_batches(mortal_task, num_cpus=0.5)
+    def read(paths, read_text=script.READERS["text"]):
+        return read_text(paths).map_batches(mortal_task, num_cpus=0.5)  # with 1, Ray would run it in the actor
 
     monkeypatch.setattr(script, "TextClassifier", MortalClassifier)
-    monkeypatch.setitem(script.READERS, ".txt", read)
+    monkeypatch.setitem(script.READERS, "text", read)
     texts = [f"the row {i}" for i in range(5000)]
     (tmp_path / "a.txt").write_text("\n".join(texts))
     assert script.main([str(tmp_path / "a.txt"), "-o", str(tmp_path / "out"), "--actors", "2"]) == 0
     assert len(list(tmp_path.glob("*died"))) == 2
-    assert (tmp_path / "out" / "a.jsonl").read_bytes() == lines(texts)
+    assert (tmp_path / "out" / "000000.jsonl").read_bytes() == lines(texts)
 
 
 def test_a_pipeline_is_an_actor_with_as_many_threads_as_cpus(cluster, tmp_path):
@@ -135,22 +141,26 @@ def test_what_cannot_be_classified_ends_the_run_with_one_line(
     (tmp_path / "a.txt").write_text(content)
     assert script.main([str(tmp_path / "a.txt"), "-o", str(tmp_path / "out"), *options]) == 2
     assert capsys.readouterr().err == f"ray_classify.py: error: {says}\n"
-    assert not (tmp_path / "out" / "a.jsonl").exists()
+    assert not (tmp_path / "out" / "000000.jsonl").exists()
 
 
-def test_inputs_that_cannot_have_files_of_results_are_refused(script, tmp_path, capsys):
-    (tmp_path / "b.jsonl").touch()
-    for inputs, says in [
-        (["a.txt", "b.csv"], "give inputs of one format, .txt, .jsonl, .csv, .parquet: got '.csv', '.txt'"),
-        (["a.doc"], "got '.doc'"),
-        (["a.txt", "x/a.txt"], "two inputs have the same name"),
-        (["a.txt", "b.txt"], "b.jsonl is there already"),
+def test_inputs_that_ray_cannot_read_at_once_are_refused(script, tmp_path, capsys):
+    for name in ("a.txt", "b.csv", "c.tsv"):
+        (tmp_path / name).touch()
+    for names, says in [
+        (["a.txt", "b.csv"], "give inputs of one format, text, jsonl, csv, parquet: got csv, text"),
+        (["c.tsv"], "got tsv"),
+        (["d.txt"], "d.txt"),
     ]:
-        assert script.main([*inputs, "-o", str(tmp_path)]) == 2
+        assert script.main([*(str(tmp_path / name) for name in names), "-o", str(tmp_path / "out")]) == 2
         assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_ray_the_script_names_the_extra():
     program = f"import runpy, sys; sys.modules['ray'] = None; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "ray_classify.py: error: it needs ray: pip install 'ray[data]' (the extra ray)\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "ray_classify.py: error: it needs ray: pip install 'ray[data]' (the extra ray)\n",
+    )
