@@ -1,5 +1,7 @@
 """The trial by itself: which numbers of rows, lengths, threads and addresses it tries."""
 
+import os
+
 import pytest
 import torch
 
@@ -59,6 +61,20 @@ def test_attention_is_tried_over_few_and_over_many_tokens(monkeypatch, length, q
     monkeypatch.setattr(trial, "attention", faulty)
     found = trial.attention_difference.__wrapped__(2, 16)
     assert found.startswith(f"attention with 2 heads of 16 over {length} tokens: 1 of 5 rows")
+
+
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="no fork here")
+def test_a_forked_process_tries_one_thread_alone():
+    # There torch hangs with several threads, if it had several before the fork.
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, bytes(trial.TRIAL_THREADS))
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    assert list(os.read(reading, 10)) == [1]
+    os.close(reading)
 
 
 @pytest.mark.parametrize("offset", [0, 1, 4, 8])

@@ -214,7 +214,8 @@ class _Finder:
 
     def __init__(self, tokens: Mapping[str, tuple[int, AddedToken]]) -> None:
         self.tokens = {token: found for token, found in tokens.items() if token}  # normalized, it may be empty
-        self.pattern = re.compile("|".join(map(re.escape, sorted(self.tokens, key=len, reverse=True))))
+        longest_first = sorted(self.tokens, reverse=True)  # of two that match, one is the beginning of the other
+        self.pattern = re.compile("|".join(map(re.escape, longest_first)))
 
     def split(self, text: str) -> list[tuple[str, int | None]]:
         """Split a text into the tokens found, each with its id, and the text between them, with None."""
