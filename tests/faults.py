@@ -498,7 +498,7 @@ def tried(part, world, number, seconds):
     found, end = Counter(), time.monotonic() + seconds
     attempts = part(world)
     try:
-        while found.total() < number and time.monotonic() < end:
+        while not found or (found.total() < number and time.monotonic() < end):
             found[next(attempts)] += 1
     except NotImplementedError as reason:
         return Counter({str(reason): 0}), None
