@@ -81,8 +81,11 @@ def _read_files(
             added_tokens = read_added_tokens(files, config)
         else:
             check_tokenizer_json(files, content, config)
-            vocab = dict(content["model"]["vocab"])
-            added_tokens = {token["id"]: _added_token(token) for token in content.get("added_tokens", ())}
+            vocab = content["model"]["vocab"]
+            added = content.get("added_tokens", [])
+            added_tokens = {token["id"]: _added_token(token) for token in added}
+            if len(added_tokens) < len(added):
+                raise ValueError(f"{files.name}: two added tokens of tokenizer.json have the same id")
             normalizer = content.get("normalizer") or {}
             settings = {NORMALIZER_SETTINGS[name]: normalizer[name] for name in NORMALIZER_SETTINGS & normalizer.keys()}
             settings["unk_token"] = content["model"].get("unk_token", "[UNK]")
@@ -98,16 +101,20 @@ def check_tokenizer_json(files: CheckpointFiles, content: Mapping[str, Any], con
 
     Args:
         files: of the checkpoint, for its name.
-        content: of tokenizer.json. What it does not say is as here.
+        content: of tokenizer.json. A setting that it does not have is as here.
         config: of tokenizer_config.json.
 
     Raises:
         ValueError: a setting has a value that this tokenizer does not know.
     """
     for part, expected in TOKENIZER_JSON.items():
+        # Files of 2020 have no model.type. Another part without a type does not exist, or is null.
+        found = (expected if part == "model" else {"type": None}) | (content.get(part) or {})
         for name, value in expected.items():
-            if (found := (content.get(part) or {}).get(name, value)) != value:
-                raise ValueError(f"{files.name}: {part}.{name} in tokenizer.json must be {value!r}, not {found!r}")
+            if found.get(name, value) != value:
+                raise ValueError(
+                    f"{files.name}: {part}.{name} in tokenizer.json must be {value!r}, not {found[name]!r:.200}"
+                )
     post = content.get("post_processor")
     if post is None:
         return
@@ -117,11 +124,13 @@ def check_tokenizer_json(files: CheckpointFiles, content: Mapping[str, Any], con
         row = [post["cls"][0], "A", post["sep"][0]]
     else:
         raise ValueError(
-            f"{files.name}: tokenizer.json has a post_processor of type {post['type']}, not BertProcessing"
+            f"{files.name}: tokenizer.json has a post_processor of type {post['type']!s:.60}, not BertProcessing"
         )
     expected_row = [_content(config.get("cls_token") or "[CLS]"), "A", _content(config.get("sep_token") or "[SEP]")]
     if row != expected_row:
-        raise ValueError(f"{files.name}: the post_processor in tokenizer.json makes rows of {row}, not {expected_row}")
+        raise ValueError(
+            f"{files.name}: the post_processor in tokenizer.json makes rows of {row!r:.200}, not {expected_row!r:.200}"
+        )
 
 
 def read_vocab_txt(files: CheckpointFiles, name: str = "vocab.txt") -> dict[str, int]:
