@@ -449,7 +449,7 @@ def kills_of_runs(world, script, *arguments):
         found = files(out)
         if other := [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]:
             raise LostError(f"other bytes after kills: {', '.join(sorted(other))}")
-        yield f"the same bytes after {kills} kills"
+        yield f"the same bytes, kills before: {kills}"
 
 
 def kills_of_corpus_runs(world):
