@@ -65,11 +65,11 @@ def pack(model: PreTrainedModel, *, int8: bool = False, batch_invariant: bool = 
         ValueError: another class of model; a model in training mode, with hooks, or with a part that is not the one
             of `model.py`; int8 or batch invariance where this model or machine cannot have it.
     """
+    check_packable(model)
     if any(part.training for part in model.modules()):
         raise ValueError(
             "a packed model is for inference: call model.eval() first; for training there is PackedForTraining"
         )
-    check_packable(model)
     if int8 and not (kernels.is_cpu_float32(model) and kernels.Int8Linear.is_available()):
         raise ValueError(
             f"int8 needs float32 on an x86 CPU where oneDNN's int8 products are exact, got {model.dtype} on "

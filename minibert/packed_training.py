@@ -1,7 +1,7 @@
 """Training without padding: the model's own modules, run on the real tokens of a batch, with gradients and dropout.
 
-The layout is that of `packed.py`. What that file prepares for speed has no gradient, so it is left out here: prepared
-weights, sums in place of GELU's input, autocast switched off.
+The layout is that of `packed.py`. What has no gradient is left out: prepared weights, and GELU in place. Autocast is
+not switched off.
 
 Shapes: B batch, S tokens, T real tokens of the batch, N labelled tokens, D dim, L labels, V vocabulary, C choices.
 """

@@ -11,7 +11,6 @@ takes the same step, with padding and without; ratios are medians over the steps
 
 import argparse
 import json
-import random
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
+import train_demo_model
 from finetune import accumulate
 from finetune_data import Row
 from finetune_setup import parse
@@ -43,28 +43,20 @@ except ImportError:
 SETTINGS = {"epochs": 3, "batch-rows": 64, "learning-rate": 1e-3, "weight-decay": 0.05, "warmup": 0.1, "clip": 1.0}
 DEMO_SIZES = DistilBertConfig.from_pretrained(DEMO)
 TIMED = {"the demo's sizes": (64, 40, DEMO_SIZES), "distilbert-base": (16, 10, DistilBertConfig())}  # rows, steps
-QUIET: dict[str, Any] = {
-    "report_to": "none",
-    "save_strategy": "no",
-    "logging_strategy": "no",
-    "disable_tqdm": True,
-    "use_cpu": True,
-}
+QUIET = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "use_cpu": True}
 Example = dict[str, Any]
 tokenizer = DistilBertTokenizer.from_pretrained(DEMO)
 
 
-def read(folder: Path) -> list[Example]:
-    """Return the reviews, shuffled, with their ids and labels; those of the first tenth are held out."""
-    found: list[Example] = [
-        {"text": line.strip(), "label": label}
-        for label, name in enumerate(("rt-polarity.neg", "rt-polarity.pos"))
-        for line in (folder / name).read_text("utf-8").split("\n")
-        if line.strip()
-    ]
-    random.Random(0).shuffle(found)
-    ids = tokenizer([example["text"] for example in found], truncation=True).input_ids
-    return [example | {"input_ids": row} for example, row in zip(found, ids, strict=True)]
+def read(folder: Path) -> list[list[Example]]:
+    """Return the held-out reviews and the others, with their ids, and labels as numbers."""
+    parts = []
+    for texts in train_demo_model.read(folder):
+        ids = tokenizer([text for text, _ in texts], truncation=True).input_ids
+        numbers = [int(name == "POSITIVE") for _, name in texts]
+        columns = zip(texts, numbers, ids, strict=True)
+        parts.append([{"text": text, "label": label, "input_ids": row} for (text, _), label, row in columns])
+    return parts
 
 
 def make_trainer(model: Any, train: list[Example], out: Path, **others: Any) -> Trainer:
@@ -82,15 +74,8 @@ def train_both(train: list[Example], held_out: list[Example], seed: int, work: P
     torch.manual_seed(seed)
     DistilBertForSequenceClassification(DEMO_SIZES).save_pretrained(start)
     tokenizer.save_pretrained(start)
-    command: list[Any] = [
-        sys.executable,
-        Path(__file__).with_name("finetune.py"),
-        "sequence",
-        "--model",
-        start,
-        "-o",
-        out,
-    ]
+    finetune = Path(__file__).with_name("finetune.py")
+    command: list[Any] = [sys.executable, finetune, "sequence", "--model", start, "-o", out]
     for option, examples in (("--train", train), ("--eval", held_out)):
         file = work / f"{option}.jsonl"
         rows = ({"text": row["text"], "label": DEMO_SIZES.id2label[row["label"]]} for row in examples)
@@ -172,14 +157,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="default: 5")
     args = parser.parse_args()
     try:
-        examples = read(args.folder)
+        held_out, train = read(args.folder)
     except OSError as error:
         parser.error(str(error))
-    held_out, train = examples[: len(examples) // 10], examples[len(examples) // 10 :]
+    print(f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     with TemporaryDirectory() as work:
-        print(
-            f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-        )
         for name, (n_rows, n_steps, config) in TIMED.items():
             print(f"{name}, {n_rows} rows, ms for a step:", flush=True)
             compare_time(train, n_rows, n_steps, config, Path(work))

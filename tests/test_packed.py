@@ -598,6 +598,8 @@ def test_models_that_cannot_be_packed_are_refused():
         pack(partly)
     with pytest.raises(ValueError, match="the five heads, not MyModel"):
         pack(MyModel(model().config).eval())
+    with pytest.raises(ValueError, match="the five heads, not str"):
+        pack("distilbert-base-uncased")
     hooked = model()
     hooked.transformer.layer[1].attention.probs.register_forward_hook(lambda *values: None)
     with pytest.raises(ValueError, match=r"some on \['transformer.layer.1.attention.probs'\]"):

@@ -234,6 +234,8 @@ def test_models_that_cannot_be_trained_so_are_refused():
         PackedForTraining(model("DistilBertForQuestionAnswering"))
     with pytest.raises(ValueError, match="the five heads, not MyModel"):
         PackedForTraining(MyModel(model().config))
+    with pytest.raises(ValueError, match="the five heads, not str"):
+        PackedForTraining("distilbert-base-uncased")
     each = model(CLASSIFIER)
     each.gradient_checkpointing_enable()
     with pytest.raises(ValueError, match=r"layer\.0 has a forward of its own: use the model itself"):
