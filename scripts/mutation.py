@@ -2,8 +2,7 @@
 """Mutation test: change one small thing in the source of minibert at a time; some test must fail.
 
 A mutant is the source with one change: an operator, a number, a condition, a statement that is left out; the list is in
-scripts/source_changes.py. Mutated are the model, checkpoints, the tokenizer, the fast path, pipelines and the
-instruments; not the command line, most of whose work is printing.
+scripts/source_changes.py. Not mutated is the command line, most of whose work is printing.
 
 One run of the tests, with coverage, finds which of them reach which line (in .mutation/, about 6 minutes). For each
 mutant a child process runs, in a copy of the project, the tests that reach its line, until one fails: first those of
@@ -53,14 +52,13 @@ PRELOADED = [  # where they are installed
 ]
 ALL = ["tests", "--ignore=tests/ecosystem", "--ignore-glob=*browser.py"]
 MEMORY = 6 << 30  # bytes that a child may allocate
-SOURCES = "config mask model heads outputs weights checkpoint pretrained packed kernels trial pipeline".split()
 SECONDS = 120  # at most, for the tests of one mutant
 
 
 def sources() -> list[str]:
     """The files that are mutated."""
-    folders = [path for name in ("tokenizer", "study") for path in sorted((ROOT / "minibert" / name).glob("*.py"))]
-    return [*(f"minibert/{name}.py" for name in SOURCES), *(path.relative_to(ROOT).as_posix() for path in folders)]
+    paths = [path.relative_to(ROOT) for path in sorted((ROOT / "minibert").rglob("*.py"))]
+    return [path.as_posix() for path in paths if "cli" not in path.parts]
 
 
 class Plugin:
