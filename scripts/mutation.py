@@ -6,9 +6,9 @@ scripts/source_changes.py. Not mutated is the command line, most of whose work i
 
 One run of the tests, with coverage, finds which of them reach which line (in .mutation/, about 6 minutes). For each
 mutant a child process runs, in a copy of the project, the tests that reach its line, until one fails: first those of
-the file of its name, then the quickest. After 2 minutes the mutant has survived. A test has failed, too, if it takes 10
-times as long as it should, and 30 seconds more. Tests in a browser and tests/ecosystem are not run. Results are kept:
-the same command continues where it was stopped.
+the file or the package of its name, then the quickest. After 2 minutes the mutant has survived. A test has failed, too,
+if it takes 10 times as long as it should, and 30 seconds more. Tests in a browser and tests/ecosystem are not run.
+Results are kept: the same command continues where it was stopped.
 
     python scripts/mutation.py --sample 200 --seed 1              # 200 mutants, drawn at random
     python scripts/mutation.py --sample 200 --seed 1 --minutes 9  # a part of them, and what is known so far
@@ -209,7 +209,8 @@ def tests_of(mutant: Mutant, known: dict[str, Any]) -> dict[str, float]:
     """
     lines, seconds = known["lines"].get(mutant.file, {}), known["seconds"]
     first, last = mutant.reach
-    files = [path for path in (ROOT / "tests").glob("test_*.py") if Path(mutant.file).stem in path.stem]
+    topics = Path(mutant.file).stem, Path(mutant.file).parent.name
+    files = [path for path in (ROOT / "tests").glob("test_*.py") if any(topic in path.stem for topic in topics)]
     found = {test for line in range(first, last + 1) for test in lines.get(line, ()) if test in seconds}
     if not found:
         files = [path for path in (ROOT / "tests").glob("test_*.py") if mutant.within in path.read_text("utf-8")]
