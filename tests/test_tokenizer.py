@@ -803,16 +803,18 @@ def test_a_tokenizer_json_of_another_tokenizer_is_refused(tmp_path, part, values
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ({"<e>": 7, "<f>": 7}, "two added tokens of tokenizer.json have the same id"),
+        ({"<e>": 7, "<f>": 7}, "the added tokens '<e>' and '<f>' have the same id, 7"),
         ({"a": 7}, "the added token 'a' has two ids, 5 and 7"),
     ],
 )
 def test_an_added_token_has_one_id_and_an_id_one_added_token(tmp_path, ids, message):
     added = [{"id": i, "content": token} for token, i in ids.items()]
-    with pytest.raises(ValueError, match=message):
-        DistilBertTokenizer.from_pretrained(
-            write(tmp_path, tokenizer=tokenizer_json(lowercase=True) | {"added_tokens": added})
-        )
+    for files in (
+        {"vocab_txt": BASIC, "added_tokens": ids, "tokenizer_config": LOWER},
+        {"tokenizer": tokenizer_json(lowercase=True) | {"added_tokens": added}},
+    ):
+        with pytest.raises(ValueError, match=message):
+            DistilBertTokenizer.from_pretrained(write(tmp_path, **files))
 
 
 def test_an_error_shows_the_beginning_of_a_long_value(tmp_path):
@@ -890,9 +892,9 @@ def test_added_tokens_in_separate_files(tmp_path):
         ),
         ({"tokenizer": {}}, ValueError, "normalizer.type in tokenizer.json must be 'BertNormalizer', not None"),
         ({"tokenizer": NO_VOCAB}, ValueError, "not as transformers writes them: KeyError"),
-        ({"tokenizer": NO_VOCAB | {"model": {"vocab": 3}}}, ValueError, "vocab must be a dict, token to id, not 3"),
+        ({"tokenizer": NO_VOCAB | {"model": {"vocab": 3}}}, ValueError, "writes them: AttributeError"),
         ({"tokenizer": NO_VOCAB | {"model": {"vocab": {"a": [1]}}}}, ValueError, "unhashable"),
-        ({"tokenizer": NO_VOCAB | {"model": {"vocab": [["a", 1]]}}}, ValueError, "vocab must be a dict"),
+        ({"tokenizer": NO_VOCAB | {"model": {"vocab": [["a", 1]]}}}, ValueError, "writes them: AttributeError"),
         ({"tokenizer": NO_VOCAB | {"model": {"vocab": {"a": True}}}}, ValueError, "must be different integers"),
         ({"tokenizer": NO_VOCAB | {"pre_tokenizer": None}}, ValueError, "pre_tokenizer.type .* not None"),
         ({"tokenizer": NO_VOCAB | {"normalizer": {"lowercase": True}}}, ValueError, "normalizer.type .* not None"),

@@ -81,11 +81,10 @@ def _read_files(
             added_tokens = read_added_tokens(files, config)
         else:
             check_tokenizer_json(files, content, config)
-            vocab = content["model"]["vocab"]
-            added = content.get("added_tokens", [])
-            added_tokens = {token["id"]: _added_token(token) for token in added}
-            if len(added_tokens) < len(added):
-                raise ValueError(f"{files.name}: two added tokens of tokenizer.json have the same id")
+            vocab = dict(content["model"]["vocab"].items())
+            added_tokens = _by_id(
+                files, ((token["id"], _added_token(token)) for token in content.get("added_tokens", ()))
+            )
             normalizer = content.get("normalizer") or {}
             settings = {NORMALIZER_SETTINGS[name]: normalizer[name] for name in NORMALIZER_SETTINGS & normalizer.keys()}
             settings["unk_token"] = content["model"].get("unk_token", "[UNK]")
@@ -153,11 +152,13 @@ def read_added_tokens(files: CheckpointFiles, config: Mapping[str, Any]) -> dict
         tokens = config["added_tokens_decoder"]
         if not all(i.isdecimal() for i in tokens):
             raise ValueError(f"{files.name}: tokenizer_config.json: the ids of added_tokens_decoder must be numbers")
-        return {int(i): _added_token(token) for i, token in tokens.items()}
+        return _by_id(files, ((int(i), _added_token(token)) for i, token in tokens.items()))
     ids = files.read_json("added_tokens.json") or {}
     special_tokens = (files.read_json("special_tokens_map.json") or {}) if ids else {}
     special = {_content(token) for token in special_tokens.get("additional_special_tokens", ())}
-    return {i: AddedToken(token, normalized=token not in special, special=token in special) for token, i in ids.items()}
+    return _by_id(
+        files, ((i, AddedToken(t, normalized=t not in special, special=t in special)) for t, i in ids.items())
+    )
 
 
 def write_tokenizer(
@@ -188,6 +189,17 @@ def write_tokenizer(
 def _content(value: Any) -> Any:
     """Files hold a special token as a string or as a dict with the fields of an `AddedToken`."""
     return value.get("content", value) if isinstance(value, dict) else value
+
+
+def _by_id(files: CheckpointFiles, tokens: Iterable[tuple[int, AddedToken]]) -> dict[int, AddedToken]:
+    """Return the added tokens by id, and refuse an id that two of them have."""
+    found: dict[int, AddedToken] = {}
+    for i, token in tokens:
+        if i in found:
+            contents = f"{found[i].content!r:.60} and {token.content!r:.60}"
+            raise ValueError(f"{files.name}: the added tokens {contents} have the same id, {i!r:.20}")
+        found[i] = token
+    return found
 
 
 def _added_token(values: Mapping[str, Any]) -> AddedToken:
