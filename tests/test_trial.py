@@ -25,16 +25,14 @@ def tried(row_counts=TRIAL_ROWS, **options):
     return runs[1:]
 
 
-def test_few_rows_are_tried_with_one_two_and_many_threads_and_every_number_up_to_17(monkeypatch):
-    monkeypatch.setattr(trial, "TRIAL_THREADS", [1, 2, 8])
+def test_few_rows_are_tried_with_one_and_with_two_threads_and_every_number_up_to_17():
     runs = tried()
-    assert [rows for rows, _, _ in runs] == [1, 1, 1, 2, 2, 2, 3, 3, 3, *range(4, 18), 33, 64, 64, 64, 128]
-    assert [threads for _, threads, _ in runs] == [1, 2, 8] * 9 + [1]
-    assert [offset for _, _, offset in runs] == [0, 0, 0, 4, 4, 4, 8, 8, 8, 1, 1, 1] * 2 + [0, 0, 0, 4]
+    assert [rows for rows, _, _ in runs] == [1, 1, 2, 2, 3, 3, *range(4, 18), 33, 64, 64, 128]
+    assert [threads for _, threads, _ in runs] == [1, 2] * 12
+    assert [offset for _, _, offset in runs] == [0, 0, 4, 4, 8, 8, 1, 1] * 3
     assert TRIAL_OFFSETS == (0, 4, 8, 1)
-    assert [offset for _, _, offset in tried((1, 1, 1, 2, 2, 2), offsets=(0, 4))] == [0, 0, 0, 4, 4, 4]
-    monkeypatch.setattr(trial, "TRIAL_THREADS", [1])  # in a forked process
-    assert tried((1, 1, 2, 2)) == [(1, 1, 0), (1, 1, 4), (2, 1, 8), (2, 1, 1)]
+    assert [offset for _, _, offset in tried((1, 1, 2, 2), offsets=(0, 4))] == [0, 0, 4, 4]
+    assert tried((1, 1, 2, 2), thread_counts=[1]) == [(1, 1, 0), (1, 1, 4), (2, 1, 8), (2, 1, 1)]  # after a fork
 
 
 @pytest.mark.parametrize("count", sorted({*TRIAL_ROWS} - {128}))
