@@ -64,7 +64,7 @@ def random_times(out, *arguments):
     began = time.monotonic()
     assert run(*arguments, "-o", os.path.join(out, "whole")) == 0
     seconds = time.monotonic() - began
-    for attempt in range(10):
+    for attempt in range(6):
         folder = os.path.join(out, str(attempt))
         for _ in range(3):
             child = fork(lambda folder=folder: run(*arguments, "-o", folder))

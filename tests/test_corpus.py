@@ -147,7 +147,7 @@ def test_bytes_are_those_of_one_process(checkpoint, inputs, tmp_path, start_with
 @pytest.mark.parametrize("how", ["every-step", "random-times"])
 def test_killed_runs_leave_complete_files_and_the_next_run_does_the_rest(checkpoint, inputs, tmp_path, how):
     folders = run_children(how, inputs / "0.jsonl", checkpoint, tmp_path)
-    assert len(folders) > 10
+    assert len(folders) > 7
     for folder in folders:  # each was run again after the last kill
         assert contents(folder) == contents(tmp_path / "out" / "warm"), folder
 
