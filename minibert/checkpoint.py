@@ -178,7 +178,7 @@ def _read_safetensors(files: CheckpointFiles, name: object) -> dict[str, Tensor]
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a valid safetensors file ({error}). {files.discard(path)}") from None
+        raise ValueError(f"{path}: not a valid safetensors file ({error!s:.200}). {files.discard(path)}") from None
 
 
 def _read_shards(files: CheckpointFiles, index: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -200,7 +200,7 @@ def _read_pickle(files: CheckpointFiles, path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)  # never runs what the file says
     except Exception as error:  # a damaged or hostile file may raise anything
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: not a file of tensors only ({reason}). {files.discard(path)}") from None
+        raise ValueError(f"{path}: not a file of tensors only ({reason:.200}). {files.discard(path)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a dict from names to tensors, got {type(content).__name__}")
     for name, tensor in content.items():

@@ -25,7 +25,10 @@ CALL_ARGUMENTS = {"output_attentions", "output_hidden_states"}
 ACTIVATIONS = ("gelu", "relu")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 LARGEST_SIZE = 1_000_000  # far above any real checkpoint; a wrong number in a file must not allocate terabytes
-MOST_LAYERS = 1000  # each layer takes milliseconds to build, even without weights
+MOST = {  # where the limit is lower
+    "n_layers": 1000,  # each layer takes milliseconds to build, even without weights
+    "num_labels": 100_000,  # each label gets a name
+}
 
 
 @dataclass(init=False)
@@ -92,7 +95,11 @@ class DistilBertConfig:
         values = rename_aliases(values)
         check_model_type(values.pop("model_type", self.model_type))
         label2id = values.pop("label2id", None)
-        if isinstance(label2id, Mapping) and values.get("id2label") is None:
+        if label2id is not None and not (
+            isinstance(label2id, Mapping) and all(type(i) is int for i in label2id.values())
+        ):
+            raise ValueError(f"label2id must map names to class numbers, got {label2id!r:.200}")
+        if label2id is not None and values.get("id2label") is None:
             values["id2label"] = {i: label for label, i in label2id.items()}
         for name in CALL_ARGUMENTS & values.keys():
             check_call_argument(name, values[name])
@@ -106,47 +113,50 @@ class DistilBertConfig:
         if self.num_labels is None:
             vars(self)["num_labels"] = 2 if self.id2label is None else len(self.id2label)
         self._check()
+        vars(self)["initializer_range"] = float(self.initializer_range)  # transformers refuses 1 in place of 1.0
         if self.id2label is None:
             vars(self)["id2label"] = {i: f"LABEL_{i}" for i in range(self.num_labels)}
         if label2id not in (None, self.label2id):
-            raise ValueError(f"label2id must be the inverse of id2label {self.id2label}, got {label2id!r}")
+            raise ValueError(f"label2id must be the inverse of id2label {self.id2label!r:.200}, got {label2id!r:.200}")
 
     def _check(self) -> None:
         for name in (*SIZES, "num_labels"):
             size = getattr(self, name)
-            limit = MOST_LAYERS if name == "n_layers" else LARGEST_SIZE
+            limit = MOST.get(name, LARGEST_SIZE)
             if type(size) is not int or not 0 < size <= limit:
-                raise ValueError(f"{name} must be an integer from 1 to {limit}, got {size!r}")
+                raise ValueError(f"{name} must be an integer from 1 to {limit}, got {size!r:.200}")
         if self.dim % self.n_heads:
             raise ValueError(f"dim ({self.dim}) must be divisible by n_heads ({self.n_heads})")
         if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {ACTIVATIONS}, got {self.activation!r}")
+            raise ValueError(f"activation must be one of {ACTIVATIONS}, got {self.activation!r:.200}")
         if self.problem_type not in (None, *PROBLEM_TYPES):
-            raise ValueError(f"problem_type must be None or one of {PROBLEM_TYPES}, got {self.problem_type!r}")
+            raise ValueError(f"problem_type must be None or one of {PROBLEM_TYPES}, got {self.problem_type!r:.200}")
         for name in ("dropout", "attention_dropout", "seq_classif_dropout", "qa_dropout"):
             if not (is_number(probability := getattr(self, name)) and 0 <= probability <= 1):
-                raise ValueError(f"{name} must be a probability from 0 to 1, got {probability!r}")
-        if not (is_number(self.initializer_range) and 0 <= self.initializer_range < float("inf")):
-            raise ValueError(f"initializer_range must be a number of at least 0, got {self.initializer_range!r}")
+                raise ValueError(f"{name} must be a probability from 0 to 1, got {probability!r:.200}")
+        if not (is_number(self.initializer_range) and 0 <= self.initializer_range <= sys.float_info.max):
+            raise ValueError(f"initializer_range must be a number of at least 0, got {self.initializer_range!r:.200}")
         for name in ("sinusoidal_pos_embds", "tie_word_embeddings"):
             if type(getattr(self, name)) is not bool:
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r:.200}")
         pad = self.pad_token_id
         if pad is not None and not (type(pad) is int and 0 <= pad < self.vocab_size):
             raise ValueError(
-                f"pad_token_id must be a token id below vocab_size ({self.vocab_size}) or None, got {pad!r}"
+                f"pad_token_id must be a token id below vocab_size ({self.vocab_size}) or None, got {pad!r:.200}"
             )
         if self.id2label is not None and sorted(self.id2label) != list(range(self.num_labels)):
             raise ValueError(
-                f"id2label must name the classes 0 to {self.num_labels - 1} (num_labels), got {self.id2label}"
+                f"id2label must name the classes 0 to {self.num_labels - 1} (num_labels), got {self.id2label!r:.200}"
             )
 
     def __setattr__(self, name: str, value: Any) -> None:
         name = ALIASES.get(name, name)
         check_call_argument(name, value)
+        if name == "model_type":
+            check_model_type(value)
         if name in SIZES:
             raise AttributeError(
-                f"{name} cannot be set: dataclasses.replace(config, {name}={value!r}) makes a new config"
+                f"{name} cannot be set: dataclasses.replace(config, {name}={value!r:.200}) makes a new config"
             )
         if name in LABELS or name in {field.name for field in fields(self)}:
             vars(self).update(vars(self.changed(**{name: value})))
@@ -242,7 +252,9 @@ def rename_aliases(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values under the names of the fields."""
     for alias, name in ALIASES.items():
         if alias in values and name in values and values[alias] != values[name]:
-            raise ValueError(f"{name} is {values[name]!r} but {alias}, another name for it, is {values[alias]!r}")
+            raise ValueError(
+                f"{name} is {values[name]!r:.200} but {alias}, another name for it, is {values[alias]!r:.200}"
+            )
     return {ALIASES.get(name, name): value for name, value in values.items()}
 
 
@@ -273,16 +285,16 @@ def callers_level() -> int:
 def check_model_type(model_type: object) -> None:
     """Refuse the config of another architecture."""
     if model_type != DistilBertConfig.model_type:
-        raise ValueError(f"model_type is {model_type!r}: minibert reads DistilBERT checkpoints only")
+        raise ValueError(f"model_type is {model_type!r:.200}: minibert reads DistilBERT checkpoints only")
 
 
 def read_names(id2label: object) -> dict[int, str]:
     """Return class numbers and names; in JSON the numbers are strings."""
     if not isinstance(id2label, Mapping) or not all(str(i).isdecimal() for i in id2label):
-        raise ValueError(f"id2label must map class numbers to names, got {id2label!r}")
+        raise ValueError(f"id2label must map class numbers to names, got {id2label!r:.200}")
     names = {int(i): str(label) for i, label in id2label.items()}
     if len(names) < len(id2label):
-        raise ValueError(f"id2label names a class twice: {id2label!r}")
+        raise ValueError(f"id2label names a class twice: {id2label!r:.200}")
     return names
 
 

@@ -234,6 +234,13 @@ def check_inputs(
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("pass either input_ids or inputs_embeds")
+    for given in (input_ids, attention_mask, inputs_embeds, position_ids):
+        if not isinstance(given, Tensor):
+            continue  # not given, or refused below
+        if given.layout != torch.strided or given.is_nested or given.is_quantized:
+            raise ValueError("the inputs must be plain tensors, not sparse, nested or quantized ones")
+        if weight is not None and given.is_meta != weight.is_meta:
+            raise ValueError(f"an input is on {given.device}, the model is on {weight.device}: use .to(model.device)")
     if inputs_embeds is None:
         check_ids("input_ids", input_ids, "vocab_size", config.vocab_size)
     elif not isinstance(inputs_embeds, Tensor) or not inputs_embeds.is_floating_point():
@@ -244,8 +251,6 @@ def check_inputs(
     elif weight is not None and not torch.is_autocast_enabled(weight.device.type):
         check_dtype(inputs_embeds.dtype, weight.dtype)
     inputs = cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds)
-    if weight is not None and inputs.is_meta != weight.is_meta:
-        raise ValueError(f"the inputs are on {inputs.device}, the model is on {weight.device}: use .to(model.device)")
     batch, length = inputs.shape[:2]
     if position_ids is not None:
         check_ids("position_ids", position_ids, "max_position_embeddings", config.max_position_embeddings)

@@ -29,14 +29,15 @@ from .kernels import (
 )
 from .pretrained import PreTrainedModel
 
-TRIAL_THREADS = [1, 2, 8]
-TRIAL_ROWS = (1, 1, 1, 2, 2, 2, 3, 3, 3, *range(4, 18), 33, 64, 64, 64, 128)  # in turn with so many threads
+TRIAL_THREADS, MANY_THREADS = [1, 2], [8]
+TRIAL_ROWS = (1, 1, 2, 2, 3, 3, *range(4, 18), 33, 64, 64, 128)  # in turn with 1 and with 2 threads
+MANY_THREADS_ROWS = (1, 17, 64)  # few: 8 threads on fewer cores take milliseconds
 TRIAL_LENGTHS = (1, 2, 3, 4, 5, 7, 9, 16, 17, 31, 33, 65)
 TRIAL_OFFSETS = (0, 4, 8, 1)  # float32 numbers beyond an address that is a multiple of 64 bytes, as torch allocates
 
 
 def _try_one_thread() -> None:
-    del TRIAL_THREADS[1:]
+    TRIAL_THREADS[:] = MANY_THREADS[:] = [1]
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -78,7 +79,9 @@ def linear_difference(kernel: type[PreparedLinear], n_inputs: int, width: int) -
     """Return how a row alone and in a batch differ in a linear layer, in words; None if they do not."""
     with torch.no_grad():
         prepared = kernel(numbers(width, n_inputs), numbers(width))
-    return differ(prepared, numbers(128, n_inputs), TRIAL_ROWS, f"{kernel.label}, {n_inputs} to {width}")
+    x, what = numbers(128, n_inputs), f"{kernel.label}, {n_inputs} to {width}"
+    found = differ(prepared, x, TRIAL_ROWS, what)
+    return found or differ(prepared, x, MANY_THREADS_ROWS, what, thread_counts=MANY_THREADS)
 
 
 @cache
@@ -98,7 +101,7 @@ def attention_difference(n_heads: int, size: int) -> str | None:
 
         x = numbers(5, length, 3 * n_heads * size)
         what = f"attention with {n_heads} heads of {size} over {length} tokens"
-        row_counts, offsets = (1, 1, 1, 2, 2, 2), TRIAL_OFFSETS[:2]  # what follows a linear layer is new memory
+        row_counts, offsets = (1, 1, 2, 2), TRIAL_OFFSETS[:2]  # what follows a linear layer is new memory
         if found := differ(attend, x, row_counts, what, offsets):
             return found
     return None
@@ -111,6 +114,7 @@ def differ(
     row_counts: Sequence[int],
     what: str,
     offsets: Sequence[int] = TRIAL_OFFSETS,
+    thread_counts: Sequence[int] = TRIAL_THREADS,
 ) -> str | None:
     """Return in words how some rows of x differ from the same rows in all of x; None if they do not.
 
@@ -119,7 +123,7 @@ def differ(
     """
     expected = run(x.clone())
     for i, count in enumerate(row_counts):
-        n_threads, offset = TRIAL_THREADS[i % len(TRIAL_THREADS)], offsets[i // len(TRIAL_THREADS) % len(offsets)]
+        n_threads, offset = thread_counts[i % len(thread_counts)], offsets[i // len(thread_counts) % len(offsets)]
         start = min(i, len(x) - count)
         with threads(n_threads):
             alone = run(at_offset(x[start : start + count], offset))

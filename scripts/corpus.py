@@ -30,7 +30,8 @@ from uuid import uuid4
 
 import fsspec
 import torch
-from corpus_inputs import FORMATS, InputError, Line, find_inputs, split_shards
+from corpus_inputs import FORMATS, InputError, Line, split_shards
+from corpus_inputs import find_inputs as find_inputs  # ray_classify.py takes it from here
 from fsspec.implementations.local import LocalFileSystem
 
 from minibert import DEMO, __version__

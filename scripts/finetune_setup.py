@@ -181,7 +181,9 @@ def number(kind: type, low: float, high: float = sys.float_info.max) -> Callable
         except ValueError:
             value = math.nan
         if not low <= value <= high:
-            raise ArgumentTypeError(f"must be {kind.__name__} of at least {low:g}, at most {high:g}, got {text!r}")
+            most = f" and at most {high:g}" if high < sys.float_info.max else ""
+            name = "an integer" if kind is int else "a number"
+            raise ArgumentTypeError(f"must be {name} of at least {low:g}{most}, got {text!r}")
         return value
 
     return convert

@@ -2,14 +2,13 @@
 """Mutation test: change one small thing in the source of minibert at a time; some test must fail.
 
 A mutant is the source with one change: an operator, a number, a condition, a statement that is left out; the list is in
-scripts/source_changes.py. Mutated are the model, checkpoints, the tokenizer, the fast path, pipelines and the
-instruments; not the command line, most of whose work is printing.
+scripts/source_changes.py. Not mutated is the command line, most of whose work is printing.
 
 One run of the tests, with coverage, finds which of them reach which line (in .mutation/, about 6 minutes). For each
 mutant a child process runs, in a copy of the project, the tests that reach its line, until one fails: first those of
-the file of its name, then the quickest. After 2 minutes the mutant has survived. A test has failed, too, if it takes 10
-times as long as it should, and 30 seconds more. Tests in a browser and tests/ecosystem are not run. Results are kept:
-the same command continues where it was stopped.
+the file or the package of its name, then the quickest. After 2 minutes the mutant has survived. A test has failed, too,
+if it takes 10 times as long as it should, and 30 seconds more. Tests in a browser and tests/ecosystem are not run.
+Results are kept: the same command continues where it was stopped.
 
     python scripts/mutation.py --sample 200 --seed 1              # 200 mutants, drawn at random
     python scripts/mutation.py --sample 200 --seed 1 --minutes 9  # a part of them, and what is known so far
@@ -53,14 +52,13 @@ PRELOADED = [  # where they are installed
 ]
 ALL = ["tests", "--ignore=tests/ecosystem", "--ignore-glob=*browser.py"]
 MEMORY = 6 << 30  # bytes that a child may allocate
-SOURCES = "config mask model heads outputs weights checkpoint pretrained packed kernels trial pipeline".split()
 SECONDS = 120  # at most, for the tests of one mutant
 
 
 def sources() -> list[str]:
     """The files that are mutated."""
-    folders = [path for name in ("tokenizer", "study") for path in sorted((ROOT / "minibert" / name).glob("*.py"))]
-    return [*(f"minibert/{name}.py" for name in SOURCES), *(path.relative_to(ROOT).as_posix() for path in folders)]
+    paths = [path.relative_to(ROOT) for path in sorted((ROOT / "minibert").rglob("*.py"))]
+    return [path.as_posix() for path in paths if "cli" not in path.parts]
 
 
 class Plugin:
@@ -211,7 +209,8 @@ def tests_of(mutant: Mutant, known: dict[str, Any]) -> dict[str, float]:
     """
     lines, seconds = known["lines"].get(mutant.file, {}), known["seconds"]
     first, last = mutant.reach
-    files = [path for path in (ROOT / "tests").glob("test_*.py") if Path(mutant.file).stem in path.stem]
+    topics = Path(mutant.file).stem, Path(mutant.file).parent.name
+    files = [path for path in (ROOT / "tests").glob("test_*.py") if any(topic in path.stem for topic in topics)]
     found = {test for line in range(first, last + 1) for test in lines.get(line, ()) if test in seconds}
     if not found:
         files = [path for path in (ROOT / "tests").glob("test_*.py") if mutant.within in path.read_text("utf-8")]

@@ -67,6 +67,9 @@ def classify(
         classifier: is sent to each actor.
         actors: number of processes.
         cpus: of each process; Ray sets the number of torch's threads to it.
+
+    Raises:
+        RuntimeError: a file cannot be read, or the classifier refuses a row.
     """
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
@@ -75,8 +78,12 @@ def classify(
     pool = ray.data.ActorPoolStrategy(size=actors)
     arguments = (ray.put(classifier),)
     rows = rows.map_batches(Actor, fn_constructor_args=arguments, compute=pool, num_cpus=cpus, batch_size=None)
-    for batch in rows.iter_batches(batch_size=BLOCK, batch_format="pyarrow"):
-        yield from batch.to_pylist()
+    try:
+        for batch in rows.iter_batches(batch_size=BLOCK, batch_format="pyarrow"):
+            yield from batch.to_pylist()
+    except ray.exceptions.RayError as error:
+        message = str(getattr(error, "cause", error)).partition("\n")[0]  # below it stands Ray's advice
+        raise RuntimeError(message) from None  # not an OSError: that would be one of the file that is written
 
 
 def start_ray(n_cpus: int) -> None:
@@ -140,9 +147,8 @@ def main(arguments: list[str] | None = None) -> int:
         run(options)
     except KeyboardInterrupt:
         return 130
-    except (*corpus.ERRORS, ray.exceptions.RayError) as error:
-        message = str(getattr(error, "cause", error)).partition("\n")[0]  # Ray adds its own advice to ours
-        corpus.report(options, f"error: {message}")
+    except corpus.ERRORS as error:
+        corpus.report(options, f"error: {error}")
         return 2
     return 0
 

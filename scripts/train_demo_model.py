@@ -5,8 +5,8 @@
 
 The loop is that of finetune.py, on one thread, with the vocabulary of the demo: the same machine gives the same bytes.
 
-The checkpoint that ships is older: another loop trained it (all weights decayed; the learning rate followed a cosine),
-and this script does not give its bytes. Its accuracy on the held-out tenth is 77.5%; this script's: see `--report`.
+The checkpoint that ships is older: another loop trained it (all weights decayed, and the learning rate followed a
+cosine), so this script does not give its bytes.
 """
 
 import argparse

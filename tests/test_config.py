@@ -126,11 +126,27 @@ def test_num_labels_wins_over_the_names_that_old_fine_tuning_left_in_place(caplo
         ({"num_labels": 0}, "num_labels must be an integer from 1"),
         ({"id2label": {"0": "no", "00": "yes"}}, "id2label names a class twice"),
         ({"n_layers": 1001}, "n_layers must be an integer from 1 to 1000, got 1001"),
+        ({"num_labels": 100_001}, "num_labels must be an integer from 1 to 100000, got 100001"),
+        ({"initializer_range": 10**400}, "initializer_range must be a number of at least 0, got 1000"),
     ],
 )
 def test_an_impossible_value_is_refused_by_name(content, message):
     with pytest.raises(ValueError, match=message):
         DistilBertConfig.from_dict({"model_type": "distilbert"} | content)
+
+
+@pytest.mark.parametrize("name", ["dim", "activation", "dropout", "pad_token_id", "problem_type", "id2label"])
+def test_an_error_shows_the_beginning_of_a_long_value(name):
+    with pytest.raises(ValueError, match=name) as error:
+        DistilBertConfig(**{name: "a" * 10_000})
+    assert "aaa" in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("label2id", [{"a": [0]}, {"a": "0"}, {"a": True}, ["a"], "a"])
+def test_label2id_must_map_names_to_numbers(label2id):
+    with pytest.raises(ValueError, match="label2id must map names to class numbers, got "):
+        DistilBertConfig(label2id=label2id)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +160,10 @@ def test_an_impossible_value_is_refused_by_name(content, message):
 def test_another_architecture_is_refused_by_name(content, model_type):
     with pytest.raises(ValueError, match=f"model_type is {model_type}: minibert reads DistilBERT checkpoints only"):
         DistilBertConfig.from_dict(content)
+
+
+def test_a_whole_number_is_saved_as_transformers_reads_it():
+    assert json.loads(DistilBertConfig(initializer_range=1).to_json_string(), parse_int=str)["initializer_range"] == 1.0
 
 
 def test_a_config_survives_json():
@@ -194,6 +214,14 @@ def test_a_number_of_labels_that_contradicts_the_names_is_refused(given):
         DistilBertConfig(num_labels=2).changed(num_labels=2, **{given: names[given]})
 
 
+def test_the_model_type_stays():
+    config = DistilBertConfig()
+    config.model_type = "distilbert"
+    with pytest.raises(ValueError, match="model_type is 'bert'"):
+        config.model_type = "bert"
+    assert config.to_dict()["model_type"] == "distilbert"
+
+
 @pytest.mark.parametrize("name", [*SIZES, *ALIASES])
 def test_a_size_cannot_be_set(name):
     config = DistilBertConfig()
@@ -213,8 +241,8 @@ def test_a_size_cannot_be_set(name):
         ("activation", "gelu_new", "activation must be one of"),
         ("num_labels", 0, "num_labels must be an integer from 1"),
         ("id2label", {1: "no"}, "id2label must name the classes 0 to 0"),
-        ("label2id", {"no": "zero"}, "id2label must map class numbers to names"),
-        ("label2id", ["no"], "label2id must be the inverse of id2label"),
+        ("label2id", {"no": "zero"}, "label2id must map names to class numbers"),
+        ("label2id", ["no"], "label2id must map names to class numbers"),
     ],
 )
 def test_every_other_field_is_checked_when_it_is_set(name, value, message):

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from minibert.study import capture, diagnose
 from minibert.study.compare import OUTPUTS, real_positions
-from minibert.study.diagnose import Pair, Run, count_groups, judge, read_run
+from minibert.study.diagnose import Pair, Run, count_groups, examples, judge, read_run
 from minibert.study.mistakes import catalogue, mistaken, share
 
 from .command_line import run
@@ -330,3 +330,13 @@ def test_the_command_reads_a_file_and_fails_where_the_values_are_wrong(checkpoin
         assert status == 2
         assert message in err
         assert str(file) in err
+
+
+@pytest.mark.parametrize(("positions", "lengths"), [(16, [8, 4, 1]), (5, [5, 3, 1])])
+def test_the_examples_are_padded_to_several_lengths_then_without_a_mask(positions, lengths):
+    masked, plain = examples(model(max_position_embeddings=positions))
+    assert masked["attention_mask"].sum(1).tolist() == lengths
+    assert masked["input_ids"].shape == (3, lengths[0])
+    assert (masked["input_ids"][masked["attention_mask"] == 0] == 0).all()  # [PAD]
+    assert plain.keys() == {"input_ids"}
+    assert torch.equal(plain["input_ids"], masked["input_ids"])

@@ -88,6 +88,18 @@ def test_it_is_told_graded_hinted_answered_and_reset(tmp_path, capsys):
     assert copy.read_text("utf-8") == (SOURCE / "model.py").read_text("utf-8")
 
 
+def test_a_grade_prints_the_first_error_and_how_far_probabilities_and_logits_moved(tmp_path):
+    solved(tmp_path, SCALE)
+    graded = grade(tmp_path, SCALE, "scores")
+    steps = [step for step in graded.comparison.steps if step.result != "OK"]
+    first, probabilities, logits = str(graded).splitlines()[1:4]
+    assert first.split() == [steps[0].name, "DIFF", f"{steps[0].error_real:.2g}", f"{steps[0].error_padded:.2g}"]
+    for line, end in ((probabilities, ".probs"), (logits, "logits")):
+        largest = max(step.error_real for step in steps if step.name.endswith(end))
+        assert line.endswith(f"differ by {largest:.2g} at most.")
+    assert probabilities != logits
+
+
 def test_a_prediction_may_be_a_whole_name(tmp_path):
     solved(tmp_path, SCALE)
     assert grade(tmp_path, SCALE, "distilbert.transformer.layer.0.attention.scores").ok

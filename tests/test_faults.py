@@ -78,3 +78,6 @@ def test_a_loss_is_printed_and_is_the_exit_status(faults, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         faults.main(["no_such_part"])
     assert "no part no_such_part" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        faults.main(["--minutes", "0"])
+    assert "give numbers above 0" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from minibert.pipeline import MaskFiller, TextClassifier, TokenClassifier
 
 from .finetuning import LEARNS_FAST, SCRIPTS, module, results, save_model, write_reviews, write_tags
 from .forked_training import WORLDS, gradients_of_a_step
+from .machine import needs
 
 finetune, data = module(), module("finetune_data")
 
@@ -180,6 +181,34 @@ def test_killed_at_every_file_operation_and_after_every_step_it_ends_in_the_same
     assert results(tmp_path / "out" / "steps") == results(tmp_path / "out" / "epochs")
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs("gpu")])])
+def test_an_interrupted_training_says_how_to_go_on_and_ends_in_the_same_bytes(
+    train, tmp_path, reviews, monkeypatch, device
+):
+    settings = ("--train", reviews, "--batch-rows", 4, "--checkpoint-every", 2, "--device", device)
+    train(*settings, out="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "accumulate", interrupt_at(8, finetune.accumulate))
+        status, printed = train(*settings)
+    assert status == 130
+    assert "the same command with --resume goes on" in printed
+    assert 0 < len(metrics(tmp_path / "out")) < len(metrics(tmp_path / "whole"))
+    assert train(*settings, "--resume")[0] == 0
+    assert results(tmp_path / "out") == results(tmp_path / "whole")
+
+
+def interrupt_at(n, function):
+    """The function, which at its nth call behaves as if Ctrl-C had been pressed."""
+    calls = iter(range(1, n))
+
+    def interrupted(*arguments):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return function(*arguments)
+
+    return interrupted
+
+
 def test_where_the_weights_lie_in_memory_changes_no_bit(train, tmp_path, model, reviews):
     tensors = load_file(model / "model.safetensors")
     for n in range(2):  # a longer header moves what is mapped behind it by 8 bytes, which MKL's AVX2 products show
@@ -334,13 +363,13 @@ def test_a_label_that_only_the_evaluation_has_is_named_with_its_line(train, tmp_
 
 
 BAD_ARGUMENTS = [
-    (["--learning-rate", "nan"], "--learning-rate: must be"),
-    (["--epochs", "0"], "--epochs: must be"),
+    (["--learning-rate", "nan"], "--learning-rate: must be a number of at least 0, got 'nan'"),
+    (["--epochs", "0"], "--epochs: must be an integer of at least 1, got '0'"),
     (["--set", "dropout"], "must be NAME=VALUE"),
     (["--config", "a.json"], "give either --model or --config"),
     (["--patience", "1"], "--patience needs --eval"),
     (["--fsdp"], "--fsdp needs torchrun"),
-    (["--micro-batches", "x"], "--micro-batches: must be"),
+    (["--average", "1"], "--average: must be a number of at least 0 and at most 0.9999"),
 ]
 
 

@@ -90,3 +90,27 @@ def test_one_pattern_for_all_texts_is_that_pattern_for_each(heads):
     assert (output.attentions[0].triu(1) == 0).all()
     other = torch.cat([ids[:, :4], ids[:, 4:].flip(1) % 49 + 1], dim=1)  # later tokens change nothing before them
     assert torch.equal(each(other, causal).last_hidden_state[:, :4], output.last_hidden_state[:, :4])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        torch.Tensor.to_sparse,
+        torch.Tensor.to_sparse_csr,
+        lambda mask: torch.nested.nested_tensor(list(mask), layout=torch.jagged),
+        lambda mask: torch.quantize_per_tensor(mask, 1.0, 0, torch.qint8),
+    ],
+    ids=["sparse", "csr", "nested", "quantized"],
+)
+@pytest.mark.filterwarnings("ignore")  # torch's own: such tensors are in beta, or to be removed
+def test_only_plain_tensors_are_taken(change):
+    ids = torch.ones(2, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match="the inputs must be plain tensors, not sparse, nested or quantized ones"):
+        model()(ids, change(torch.ones(2, 3)))
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "position_ids"])
+def test_no_input_is_on_the_meta_device_beside_a_model_with_numbers(name):
+    ids = torch.ones(2, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match="an input is on meta, the model is on cpu"):
+        model()(ids, **{name: ids.to("meta")})

@@ -22,6 +22,11 @@ def inputs():
     return batch()
 
 
+def keys():
+    """(B, 1, 1, S), 1 = real key."""
+    return inputs()["attention_mask"][:, None, None, :].double()
+
+
 def normalized(eps, correction=0):
     """LayerNorm of the embeddings, from its definition."""
 
@@ -82,6 +87,19 @@ BY_HAND = {
             torch.finfo(torch.float64).min,
         ),
     ),
+    "scores multiplied by the mask": (ATTENTION + "masked_scores", lambda v, m: v[ATTENTION + "scores"] * keys()),
+    "mask multiplied after the softmax": (
+        ATTENTION + "probs",
+        lambda v, m: v[ATTENTION + "scores"].softmax(-1) * keys(),
+    ),
+    "mask inverted": (ATTENTION + "mask", lambda v, m: torch.finfo(torch.float64).min * keys()),
+    "mask inverted, of -1e4": (ATTENTION + "mask", lambda v, m: -1e4 * keys()),
+    "mask hides queries": (ATTENTION + "mask", lambda v, m: torch.finfo(torch.float64).min * (1 - keys().mT)),
+    "mask hides queries too": (
+        ATTENTION + "mask",
+        lambda v, m: torch.finfo(torch.float64).min * (1 - keys() * keys().mT),
+    ),
+    "no mask": (ATTENTION + "mask", lambda v, m: 0 * keys()),
     "softmax over queries": (ATTENTION + "probs", lambda v, m: v[ATTENTION + "masked_scores"].softmax(-2)),
     "tanh GELU": (FFN + "activation", lambda v, m: F.gelu(v[FFN + "lin1"], approximate="tanh")),
     "quick GELU": (FFN + "activation", lambda v, m: v[FFN + "lin1"] / (1 + (-1.702 * v[FFN + "lin1"]).exp())),

@@ -165,7 +165,7 @@ EMBEDS = torch.zeros(2, 3, SIZES["dim"])
         ({"inputs_embeds": EMBEDS.tolist()}, "must be a tensor of floating-point numbers, got list"),
         ({"inputs_embeds": EMBEDS.long()}, "must be a tensor of floating-point numbers, got torch.int64"),
         ({"inputs_embeds": EMBEDS.double()}, r"are torch.float64, but the model is torch.float32: .*to\(model.dtype"),
-        ({"input_ids": IDS.to("meta")}, r"are on meta, the model is on cpu: use .to\(model.device\)"),
+        ({"input_ids": IDS.to("meta")}, r"an input is on meta, the model is on cpu: use .to\(model.device\)"),
         ({"input_ids": IDS, "position_ids": IDS[:, :2]}, r"\(2 or 1, 3\), got \(2, 2\)"),
         ({"input_ids": IDS, "position_ids": IDS * 16}, "contain 16 but max_position_embeddings is 16"),
         ({"input_ids": IDS, "position_ids": IDS.float()}, "position_ids must be a tensor of int64"),

@@ -392,6 +392,15 @@ def test_a_mapping_of_columns_comes_back_with_the_columns_of_results(checkpoints
         assert found == column  # to the bit: these are the same batches
 
 
+def test_a_series_of_texts_has_keys_but_is_no_mapping_of_columns(checkpoints):
+    class Series(list):
+        def keys(self):
+            return range(len(self))
+
+    classifier = TextClassifier(checkpoints[TextClassifier])
+    assert list(classifier(Series(["ada", "love"]))) == list(classifier(["ada", "love"]))
+
+
 def test_an_empty_mapping_of_columns_gets_empty_columns(checkpoints):
     assert TextClassifier(checkpoints[TextClassifier])({"text": []}) == {"text": [], "label": [], "score": []}
 

@@ -65,6 +65,9 @@ def test_a_heatmap_shows_each_number_under_its_names(figures):
     norm = axes.images[0].norm
     assert norm.vmin == -norm.vmax == -reports["positions"].restored.abs().max().clamp(min=1)  # 0 is white
     assert axes.images[0].cmap.name == "RdBu_r"
+    axes = drawn["pad mass"].axes[0]
+    assert (axes.images[0].norm.vmin, axes.images[0].norm.vmax) == (0, 1)
+    assert axes.get_aspect() == "auto"
 
 
 def test_the_numbers_of_a_heatmap_stand_out_from_their_cells(figures):

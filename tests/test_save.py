@@ -201,7 +201,8 @@ def old_and_new_tokenizers(tmp_path):
         vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", name, "word"])}
         DistilBertTokenizer(vocab, model_max_length=length).save_pretrained(tmp_path / name)
     tokens = [(word, i) for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "old", "word"])]
-    content = {"model": {"type": "WordPiece", "vocab": dict(tokens)}, "added_tokens": []}
+    parts = {"normalizer": {"type": "BertNormalizer"}, "pre_tokenizer": {"type": "BertPreTokenizer"}}
+    content = {"model": {"type": "WordPiece", "vocab": dict(tokens)}, "added_tokens": [], **parts}
     (tmp_path / "old" / "tokenizer.json").write_text(json.dumps(content))  # is read in place of vocab.txt
     return tmp_path / "old", tmp_path / "new"
 

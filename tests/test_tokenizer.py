@@ -446,6 +446,12 @@ def test_offsets_of_added_tokens():
     assert batch.offset_mapping == [(0, 1), (1, 6), (7, 8), (10, 11), (13, 14), (15, 20), (20, 21)]
 
 
+def test_offsets_of_tokens_that_take_the_white_space_beside_them():
+    tokenizer = with_added(AddedToken("<l>", lstrip=True), AddedToken("<r>", rstrip=True))
+    encoding = tokenizer("a \t<l> <r>\u3000 a", return_offsets_mapping=True, add_special_tokens=False)
+    assert encoding.offset_mapping == [(0, 1), (1, 6), (7, 12), (12, 13)]
+
+
 def test_texts_that_are_split_into_words():
     batch = UNCASED(
         [["naïve", "tokenization", "", "don't"], ["a[MASK]"]], is_split_into_words=True, return_offsets_mapping=True
@@ -686,6 +692,7 @@ def write(folder, **files):
     return folder
 
 
+LONG = "a" * 10_000
 BASIC = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\n"
 LOWER = {"do_lower_case": True}
 
@@ -741,7 +748,8 @@ def test_model_max_length_comes_from_either_config(tmp_path, config, model, leng
 def tokenizer_json(**normalizer):
     return {
         "added_tokens": [{"id": 7, "content": "<e>", "normalized": False, "special": True, "extra": 1}],
-        "normalizer": {"type": "BertNormalizer", **normalizer} if normalizer else None,
+        "normalizer": {"type": "BertNormalizer", **normalizer},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
         "model": {"type": "WordPiece", "vocab": {token: i for i, token in enumerate(BASIC.split())}},
     }
 
@@ -756,6 +764,7 @@ def test_tokenizer_json_alone_is_enough(tmp_path):
     assert DistilBertTokenizer.from_pretrained(tmp_path).encode("A") == [2, 5, 3]
 
 
+NO_VOCAB = tokenizer_json(lowercase=True) | {"model": {"type": "WordPiece"}}
 TEMPLATE = {
     "type": "TemplateProcessing",
     "single": [{"SpecialToken": {"id": "[CLS]"}}, {"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "[SEP]"}}],
@@ -789,6 +798,31 @@ def test_a_tokenizer_json_of_another_tokenizer_is_refused(tmp_path, part, values
     content[part] = {**content.get(part, {}), **values}
     with pytest.raises(ValueError, match=message):
         DistilBertTokenizer.from_pretrained(write(tmp_path, tokenizer=content))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ({"<e>": 7, "<f>": 7}, "the added tokens '<e>' and '<f>' have the same id, 7"),
+        ({"a": 7}, "the added token 'a' has two ids, 5 and 7"),
+    ],
+)
+def test_an_added_token_has_one_id_and_an_id_one_added_token(tmp_path, ids, message):
+    added = [{"id": i, "content": token} for token, i in ids.items()]
+    for files in (
+        {"vocab_txt": BASIC, "added_tokens": ids, "tokenizer_config": LOWER},
+        {"tokenizer": tokenizer_json(lowercase=True) | {"added_tokens": added}},
+    ):
+        with pytest.raises(ValueError, match=message):
+            DistilBertTokenizer.from_pretrained(write(tmp_path, **files))
+
+
+def test_an_error_shows_the_beginning_of_a_long_value(tmp_path):
+    content = tokenizer_json(lowercase=True)
+    for change in ({"model": content["model"] | {"unk_token": LONG}}, {"post_processor": {"type": LONG}}):
+        with pytest.raises(ValueError, match="aaa") as error:
+            DistilBertTokenizer.from_pretrained(write(tmp_path, tokenizer=content | change))
+        assert len(str(error.value)) < 400 + len(str(tmp_path))
 
 
 def test_the_unknown_token_of_tokenizer_json(tmp_path):
@@ -856,9 +890,14 @@ def test_added_tokens_in_separate_files(tmp_path):
             ValueError,
             "model.type in tokenizer.json must be 'WordPiece', not 'BPE",
         ),
-        ({"tokenizer": {}}, ValueError, "not as transformers writes them: KeyError"),
-        ({"tokenizer": {"model": {"vocab": 3}}}, ValueError, "not as transformers writes them: TypeError"),
-        ({"tokenizer": {"model": {"vocab": {"a": [1]}}}, "tokenizer_config": LOWER}, ValueError, "unhashable"),
+        ({"tokenizer": {}}, ValueError, "normalizer.type in tokenizer.json must be 'BertNormalizer', not None"),
+        ({"tokenizer": NO_VOCAB}, ValueError, "not as transformers writes them: KeyError"),
+        ({"tokenizer": NO_VOCAB | {"model": {"vocab": 3}}}, ValueError, "writes them: AttributeError"),
+        ({"tokenizer": NO_VOCAB | {"model": {"vocab": {"a": [1]}}}}, ValueError, "unhashable"),
+        ({"tokenizer": NO_VOCAB | {"model": {"vocab": [["a", 1]]}}}, ValueError, "writes them: AttributeError"),
+        ({"tokenizer": NO_VOCAB | {"model": {"vocab": {"a": True}}}}, ValueError, "must be different integers"),
+        ({"tokenizer": NO_VOCAB | {"pre_tokenizer": None}}, ValueError, "pre_tokenizer.type .* not None"),
+        ({"tokenizer": NO_VOCAB | {"normalizer": {"lowercase": True}}}, ValueError, "normalizer.type .* not None"),
         (
             {"vocab_txt": BASIC, "tokenizer_config": {"added_tokens_decoder": {"7": "<e>"}}},
             ValueError,
@@ -885,7 +924,7 @@ def test_files_without_a_valid_tokenizer_are_refused(tmp_path, files, error, mes
 def test_saving_and_loading_changes_nothing(tmp_path):
     tokenizer = with_added(
         AddedToken("<E 1>", normalized=True, single_word=True, lstrip=True),
-        AddedToken("é", special=True, rstrip=True),
+        AddedToken("é!", special=True, rstrip=True),
         do_lower_case=False,
         strip_accents=True,
         model_max_length=77,

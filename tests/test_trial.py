@@ -1,5 +1,7 @@
 """The trial by itself: which numbers of rows, lengths, threads and addresses it tries."""
 
+import os
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from minibert.trial import TRIAL_OFFSETS, TRIAL_ROWS, at_offset, differ, numbers
 
 from .machine import needs
 
-X = numbers(66, 4)
+X = numbers(128, 4)
 
 
 def tried(row_counts=TRIAL_ROWS, **options):
@@ -23,19 +25,17 @@ def tried(row_counts=TRIAL_ROWS, **options):
     return runs[1:]
 
 
-def test_few_rows_are_tried_with_one_and_with_two_threads_and_every_number_up_to_17(monkeypatch):
-    monkeypatch.setattr(trial, "TRIAL_THREADS", [1, 2])
+def test_few_rows_are_tried_with_one_and_with_two_threads_and_every_number_up_to_17():
     runs = tried()
-    assert [rows for rows, _, _ in runs] == [1, 1, 2, 2, 3, 3, *range(4, 18), 33, 64, 66, 66]
+    assert [rows for rows, _, _ in runs] == [1, 1, 2, 2, 3, 3, *range(4, 18), 33, 64, 64, 128]
     assert [threads for _, threads, _ in runs] == [1, 2] * 12
     assert [offset for _, _, offset in runs] == [0, 0, 4, 4, 8, 8, 1, 1] * 3
     assert TRIAL_OFFSETS == (0, 4, 8, 1)
     assert [offset for _, _, offset in tried((1, 1, 2, 2), offsets=(0, 4))] == [0, 0, 4, 4]
-    monkeypatch.setattr(trial, "TRIAL_THREADS", [1])  # in a forked process
-    assert tried((1, 1, 2, 2)) == [(1, 1, 0), (1, 1, 4), (2, 1, 8), (2, 1, 1)]
+    assert tried((1, 1, 2, 2), thread_counts=[1]) == [(1, 1, 0), (1, 1, 4), (2, 1, 8), (2, 1, 1)]  # after a fork
 
 
-@pytest.mark.parametrize("count", sorted({*TRIAL_ROWS} - {66}))
+@pytest.mark.parametrize("count", sorted({*TRIAL_ROWS} - {128}))
 def test_one_number_in_one_row_is_found(count):
     def run(x):
         x = x.clone()
@@ -43,7 +43,7 @@ def test_one_number_in_one_row_is_found(count):
         return x
 
     found = differ(run, X, TRIAL_ROWS, "a kernel")
-    assert found.startswith(f"a kernel: {count} of 66 rows have other bits when they run alone (threads: ")
+    assert found.startswith(f"a kernel: {count} of 128 rows have other bits when they run alone (threads: ")
 
 
 @needs("batch_invariant")
@@ -59,6 +59,20 @@ def test_attention_is_tried_over_few_and_over_many_tokens(monkeypatch, length, q
     monkeypatch.setattr(trial, "attention", faulty)
     found = trial.attention_difference.__wrapped__(2, 16)
     assert found.startswith(f"attention with 2 heads of 16 over {length} tokens: 1 of 5 rows")
+
+
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="no fork here")
+def test_a_forked_process_tries_one_thread_alone():
+    # There torch hangs with several threads, if it had several before the fork.
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, bytes(trial.TRIAL_THREADS))
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    assert list(os.read(reading, 10)) == [1]
+    os.close(reading)
 
 
 @pytest.mark.parametrize("offset", [0, 1, 4, 8])

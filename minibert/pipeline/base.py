@@ -108,12 +108,13 @@ class Pipeline(ABC, Generic[Input, Result]):
         """
         if isinstance(texts, str):
             raise TypeError("expected an iterable of texts, got one str: pass [text]")
-        # Not by a call of self: Ray Data puts __call__ on a thread of its own, which would then wait for itself.
-        if hasattr(texts, "keys"):  # a Mapping, or a data frame
+        is_frame = hasattr(texts, "keys") and hasattr(texts, "columns")  # pandas; its Series of texts has keys alone
+        if isinstance(texts, Mapping) or is_frame:
             return self._run_columns(dict(texts))  # type: ignore[arg-type]
         return self._run(texts)
 
     def _run_columns(self, columns: dict[str, Any]) -> dict[str, Any]:
+        # It does not call self: Ray Data puts __call__ on a thread of its own, which would then wait for itself.
         inputs = list(self.from_columns(columns))
         try:
             results = self.to_columns(list(self._run(inputs)))

@@ -81,8 +81,10 @@ def _read_files(
             added_tokens = read_added_tokens(files, config)
         else:
             check_tokenizer_json(files, content, config)
-            vocab = dict(content["model"]["vocab"])
-            added_tokens = {token["id"]: _added_token(token) for token in content.get("added_tokens", ())}
+            vocab = dict(content["model"]["vocab"].items())
+            added_tokens = _by_id(
+                files, ((token["id"], _added_token(token)) for token in content.get("added_tokens", ()))
+            )
             normalizer = content.get("normalizer") or {}
             settings = {NORMALIZER_SETTINGS[name]: normalizer[name] for name in NORMALIZER_SETTINGS & normalizer.keys()}
             settings["unk_token"] = content["model"].get("unk_token", "[UNK]")
@@ -98,16 +100,20 @@ def check_tokenizer_json(files: CheckpointFiles, content: Mapping[str, Any], con
 
     Args:
         files: of the checkpoint, for its name.
-        content: of tokenizer.json. What it does not say is as here.
+        content: of tokenizer.json. A setting that it does not have is as here.
         config: of tokenizer_config.json.
 
     Raises:
         ValueError: a setting has a value that this tokenizer does not know.
     """
     for part, expected in TOKENIZER_JSON.items():
+        # Files of 2020 have no model.type. Another part without a type does not exist, or is null.
+        found = (expected if part == "model" else {"type": None}) | (content.get(part) or {})
         for name, value in expected.items():
-            if (found := (content.get(part) or {}).get(name, value)) != value:
-                raise ValueError(f"{files.name}: {part}.{name} in tokenizer.json must be {value!r}, not {found!r}")
+            if found.get(name, value) != value:
+                raise ValueError(
+                    f"{files.name}: {part}.{name} in tokenizer.json must be {value!r}, not {found[name]!r:.200}"
+                )
     post = content.get("post_processor")
     if post is None:
         return
@@ -117,11 +123,13 @@ def check_tokenizer_json(files: CheckpointFiles, content: Mapping[str, Any], con
         row = [post["cls"][0], "A", post["sep"][0]]
     else:
         raise ValueError(
-            f"{files.name}: tokenizer.json has a post_processor of type {post['type']}, not BertProcessing"
+            f"{files.name}: tokenizer.json has a post_processor of type {post['type']!s:.60}, not BertProcessing"
         )
     expected_row = [_content(config.get("cls_token") or "[CLS]"), "A", _content(config.get("sep_token") or "[SEP]")]
     if row != expected_row:
-        raise ValueError(f"{files.name}: the post_processor in tokenizer.json makes rows of {row}, not {expected_row}")
+        raise ValueError(
+            f"{files.name}: the post_processor in tokenizer.json makes rows of {row!r:.200}, not {expected_row!r:.200}"
+        )
 
 
 def read_vocab_txt(files: CheckpointFiles, name: str = "vocab.txt") -> dict[str, int]:
@@ -144,11 +152,13 @@ def read_added_tokens(files: CheckpointFiles, config: Mapping[str, Any]) -> dict
         tokens = config["added_tokens_decoder"]
         if not all(i.isdecimal() for i in tokens):
             raise ValueError(f"{files.name}: tokenizer_config.json: the ids of added_tokens_decoder must be numbers")
-        return {int(i): _added_token(token) for i, token in tokens.items()}
+        return _by_id(files, ((int(i), _added_token(token)) for i, token in tokens.items()))
     ids = files.read_json("added_tokens.json") or {}
     special_tokens = (files.read_json("special_tokens_map.json") or {}) if ids else {}
     special = {_content(token) for token in special_tokens.get("additional_special_tokens", ())}
-    return {i: AddedToken(token, normalized=token not in special, special=token in special) for token, i in ids.items()}
+    return _by_id(
+        files, ((i, AddedToken(t, normalized=t not in special, special=t in special)) for t, i in ids.items())
+    )
 
 
 def write_tokenizer(
@@ -179,6 +189,17 @@ def write_tokenizer(
 def _content(value: Any) -> Any:
     """Files hold a special token as a string or as a dict with the fields of an `AddedToken`."""
     return value.get("content", value) if isinstance(value, dict) else value
+
+
+def _by_id(files: CheckpointFiles, tokens: Iterable[tuple[int, AddedToken]]) -> dict[int, AddedToken]:
+    """Return the added tokens by id, and refuse an id that two of them have."""
+    found: dict[int, AddedToken] = {}
+    for i, token in tokens:
+        if i in found:
+            contents = f"{found[i].content!r:.60} and {token.content!r:.60}"
+            raise ValueError(f"{files.name}: the added tokens {contents} have the same id, {i!r:.20}")
+        found[i] = token
+    return found
 
 
 def _added_token(values: Mapping[str, Any]) -> AddedToken:

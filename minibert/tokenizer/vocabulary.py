@@ -102,14 +102,15 @@ class Vocabulary:
 
     def _update(self) -> None:
         """Check the tokens, and compute what follows from them."""
-        self.vocab = self._base_vocab | {token.content: i for i, token in self.added_tokens.items()}
+        self.vocab = dict(self._base_vocab)
+        for i, token in self.added_tokens.items():
+            if (other := self.vocab.setdefault(token.content, i)) != i:
+                raise ValueError(f"the added token {token.content!r:.60} has two ids, {other!r:.20} and {i!r:.20}")
         self._tokens = {i: token for token, i in self.vocab.items()}
-        if len(self._tokens) < len(self.vocab) or not all(
-            isinstance(i, int) and 0 <= i < MAX_SIZE for i in self._tokens
-        ):
+        if len(self._tokens) < len(self.vocab) or not all(type(i) is int and 0 <= i < MAX_SIZE for i in self._tokens):
             raise ValueError(f"the ids of a vocabulary must be different integers from 0 to {MAX_SIZE - 1}")
         if missing := [t for t in (self.unk_token, self.cls_token, self.sep_token) if t not in self.vocab]:
-            raise ValueError(f"the vocabulary of {len(self.vocab)} tokens lacks {', '.join(map(str, missing))}")
+            raise ValueError(f"the vocabulary of {len(self.vocab)} tokens lacks {', '.join(map(str, missing)):.200}")
         for token in self.added_tokens.values():
             if not token.content.strip() and (token.normalized or token.lstrip or token.rstrip):
                 raise ValueError(

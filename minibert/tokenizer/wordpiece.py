@@ -25,6 +25,7 @@ MAX_WORD_CHARS = 100  # a longer word is [UNK], whatever its pieces
 NO_SPACE_BEFORE = (".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re")  # in `join_pieces`
 CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
+SPACE = re.compile(r"[^\S\x1c-\x1f]")  # what lstrip and rstrip take; for the Rust library \x1c to \x1f are not spaces
 WORD_CHARACTER = re.compile(rf"[\w{''.join(map(chr, sorted(MARKS)))}]")  # a letter, a digit, _ or an accent
 
 
@@ -35,7 +36,8 @@ class AddedToken:
     Args:
         content: the token as text.
         single_word: do not find it within a longer word.
-        lstrip: it includes the white space before it. This changes no id: white space has none.
+        lstrip: it includes the white space before it. This changes no id: white space has none. It changes the offsets,
+            but not those of a normalized token.
         rstrip: the same for the white space after it.
         normalized: search for it in the normalized text, so that case and accents do not matter.
         special: `skip_special_tokens` leaves it out, as it does [CLS].
@@ -98,10 +100,8 @@ class WordPiece:
         self.cleaned = LazyTable(self.clean_character)
         self.folded = LazyTable(self.fold_character)
         self.pieces = LazyTable(self.longest_match_first)
-        self.as_written = _Finder({t.content: (i, t.single_word) for i, t in added_tokens.items() if not t.normalized})
-        self.normalized = _Finder(
-            {self.normalize(t.content): (i, t.single_word) for i, t in added_tokens.items() if t.normalized}
-        )
+        self.as_written = _Finder({t.content: (i, t) for i, t in added_tokens.items() if not t.normalized})
+        self.normalized = _Finder({self.normalize(t.content): (i, t) for i, t in added_tokens.items() if t.normalized})
 
     def split(self, text: str) -> tuple[list[str], list[tuple[int, ...]]]:
         """Split a text into words, and the words into pieces.
@@ -209,23 +209,30 @@ class _Finder:
     """Finds added tokens in a text, from left to right; where several match, the longest.
 
     Args:
-        tokens: the text of each token to its id and its `single_word`.
+        tokens: the text of each token to its id and how it is found.
     """
 
-    def __init__(self, tokens: Mapping[str, tuple[int, bool]]) -> None:
+    def __init__(self, tokens: Mapping[str, tuple[int, AddedToken]]) -> None:
         self.tokens = {token: found for token, found in tokens.items() if token}  # normalized, it may be empty
-        self.pattern = re.compile("|".join(map(re.escape, sorted(self.tokens, key=len, reverse=True))))
+        longest_first = sorted(self.tokens, reverse=True)  # of two that match, one is the beginning of the other
+        self.pattern = re.compile("|".join(map(re.escape, longest_first)))
 
     def split(self, text: str) -> list[tuple[str, int | None]]:
         """Split a text into the tokens found, each with its id, and the text between them, with None."""
         parts: list[tuple[str, int | None]] = []
         end = 0
         for match in self.pattern.finditer(text) if self.tokens else ():
-            token_id, single_word = self.tokens[match[0]]
+            token_id, token = self.tokens[match[0]]
             start, stop = match.span()
-            if single_word and (WORD_CHARACTER.match(text[start - 1 : start]) or WORD_CHARACTER.match(text, stop)):
+            if token.single_word and (
+                WORD_CHARACTER.match(text[start - 1 : start]) or WORD_CHARACTER.match(text, stop)
+            ):
                 continue
-            parts += [(text[end:start], None), (match[0], token_id)]
+            while token.lstrip and start > end and SPACE.match(text, start - 1, start):
+                start -= 1
+            while token.rstrip and SPACE.match(text, stop):
+                stop += 1
+            parts += [(text[end:start], None), (text[start:stop], token_id)]
             end = stop
         return [*parts, (text[end:], None)]
 

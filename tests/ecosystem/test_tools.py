@@ -219,6 +219,18 @@ def test_datasets_maps_a_pipeline_over_batches_of_columns(task, tmp_path):
             assert mapped[i : i + 10][name] == expected
 
 
+def test_a_pipeline_takes_a_data_frame_of_pandas_and_one_of_its_columns(classifier):
+    import pandas
+
+    pipeline, frame = TextClassifier(classifier, text_column="body"), pandas.DataFrame({"body": TEXTS, "id": [7, 8]})
+    results = list(pipeline(TEXTS))
+    columns = pandas.DataFrame(pipeline(frame))
+    assert list(columns) == ["body", "id", "label", "score"]
+    assert columns["label"].tolist() == [result.label for result in results]
+    assert columns["id"].tolist() == [7, 8]
+    assert list(pipeline(frame["body"])) == results
+
+
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_of_a_data_loader_pad_the_same_batches(classifier, context):
     tokenizer = DistilBertTokenizer.from_pretrained(classifier)
