@@ -12,7 +12,6 @@ takes the same step, with padding and without; ratios are medians over the steps
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from array import array
@@ -21,9 +20,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
+import finetune
 import torch
 import train_demo_model
-from finetune import accumulate
 from finetune_data import Row
 from finetune_setup import parse
 
@@ -74,15 +73,15 @@ def train_both(train: list[Example], held_out: list[Example], seed: int, work: P
     torch.manual_seed(seed)
     DistilBertForSequenceClassification(DEMO_SIZES).save_pretrained(start)
     tokenizer.save_pretrained(start)
-    finetune = Path(__file__).with_name("finetune.py")
-    command: list[Any] = [sys.executable, finetune, "sequence", "--model", start, "-o", out]
+    command = ["sequence", f"--model={start}", f"--out={out}", "--batch-tokens=99999", f"--seed={seed}"]
     for option, examples in (("--train", train), ("--eval", held_out)):
-        file = work / f"{option}.jsonl"
+        file = work / f"{option[2:]}.jsonl"
         rows = ({"text": row["text"], "label": DEMO_SIZES.id2label[row["label"]]} for row in examples)
         file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
-        command += [option, file]
-    command += [f"--{name}={value}" for name, value in SETTINGS.items()] + ["--batch-tokens=99999", f"--seed={seed}"]
-    subprocess.run(command, check=True, stderr=subprocess.PIPE)
+        command.append(f"{option}={file}")
+    if status := finetune.main(command + [f"--{name}={value}" for name, value in SETTINGS.items()]):
+        sys.exit(status)
+    torch.use_deterministic_algorithms(False)  # finetune.py has switched it on, Trainer does not
     metrics = map(json.loads, (out / "metrics.jsonl").read_text("utf-8").splitlines())
     ours = [line["accuracy"] for line in metrics if "accuracy" in line][-1]
 
@@ -99,7 +98,7 @@ def make_step(model: Any) -> Callable[[list[Example]], None]:
 
     def step(examples: list[Example]) -> None:
         rows = [Row(array("i", row["input_ids"]), array("i", [row["label"]])) for row in examples]
-        accumulate(model, [rows], 0, args, tokenizer)
+        finetune.accumulate(model, [rows], 0, args, tokenizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), SETTINGS["clip"])
         optimizer.step()
         optimizer.zero_grad()
