@@ -73,7 +73,7 @@ def train_both(train: list[Example], held_out: list[Example], seed: int, work: P
     torch.manual_seed(seed)
     DistilBertForSequenceClassification(DEMO_SIZES).save_pretrained(start)
     tokenizer.save_pretrained(start)
-    command = ["sequence", f"--model={start}", f"--out={out}", "--batch-tokens=99999", f"--seed={seed}"]
+    command = ["sequence", f"--model={start}", f"--out={out}", "--batch-tokens=99999", f"--seed={seed}", "--device=cpu"]
     for option, examples in (("--train", train), ("--eval", held_out)):
         file = work / f"{option[2:]}.jsonl"
         rows = ({"text": row["text"], "label": DEMO_SIZES.id2label[row["label"]]} for row in examples)
@@ -126,6 +126,7 @@ class InTurns(TrainerCallback):
         """Stop the clock of Trainer, and let the others take the step."""
         self.seconds["Trainer"].append(time.perf_counter() - self.begin)
         torch.use_deterministic_algorithms(True)  # as finetune.py has it
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         for name, step in self.others.items():
             begin = time.perf_counter()
             step(self.batches[state.global_step - 1])

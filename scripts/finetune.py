@@ -53,7 +53,7 @@ def train(args: Namespace, checkpoints: Checkpoints) -> None:
         {"params": [weight for weight in weights if weight.ndim == 1], "weight_decay": 0.0},  # biases and LayerNorm
     ]
     optimizer = torch.optim.AdamW(groups, args.learning_rate, weight_decay=args.weight_decay, fused=True)
-    place = checkpoints.open(model, average, optimizer, *describe(args, rows, eval_rows))
+    place = checkpoints.open(model, average, optimizer, *describe(args, model.config, rows, eval_rows))
     if rank == 0:
         tokenizer.save_pretrained(args.out)
 
@@ -98,6 +98,7 @@ def train(args: Namespace, checkpoints: Checkpoints) -> None:
             score = -found["eval_loss"] if args.best_by == "loss" else found[args.best_by]
         if place.best is None or score > place.best:
             place.best, place.best_epoch, place.waited = score, place.epoch, 0
+            checkpoints.check(place)  # before the best model is replaced
             average.save_pretrained(args.out, is_main_process=rank == 0)
         checkpoints.save(place)
     bar.close()

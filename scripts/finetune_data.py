@@ -6,6 +6,7 @@ Shapes: B rows of a batch, T tokens of all its rows, L labels.
 import csv
 import hashlib
 import json
+import math
 import random
 from argparse import Namespace
 from array import array
@@ -126,6 +127,10 @@ def read_lines(path: Path, columns: Columns) -> Iterator[tuple[int, Any]]:
             except StopIteration:
                 return
             except (csv.Error, ValueError) as error:
+                if reader.line_num > number:  # all these lines are one row: skipping it would lose good ones
+                    raise ValueError(
+                        f"{path}: lines {number} to {reader.line_num} are one bad row: is a quotation mark not closed?"
+                    ) from None
                 yield number, ValueError(str(error) if isinstance(error, csv.Error) else f"not {len(header)} columns")
             number = reader.line_num + 1
 
@@ -203,8 +208,8 @@ def number_labels(lines: Sequence[Line], labels: Sequence[str], path: Path) -> l
     for line in lines:
         if unknown := [name for name in line.labels if name is not None and name not in numbers]:
             raise ValueError(
-                f"{path}: line {line.number}: the label {unknown[0]!r} is not in the training file, whose labels are "
-                f"{', '.join(labels)}"[:300]
+                f"{path}: line {line.number}: no text of the training file, as far as it is not cut, has the label "
+                f"{unknown[0]!r}; its labels are {', '.join(labels)}"[:300]
             )
     return [
         Row(line.ids, array("i", [IGNORE if name is None else numbers[name] for name in line.labels])) for line in lines
@@ -291,8 +296,13 @@ def find_scores(totals: Tensor, labels: Sequence[str]) -> dict[str, Any]:
         totals: the sum of the losses, the number of labels, the number of right ones, and L * L counts: row: the label
             in the file, column: the label that the model gives.
         labels: the names of the L labels.
+
+    Raises:
+        FloatingPointError: the loss is not a finite number.
     """
     loss, n, right = totals[:3].tolist()
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss of --eval is {loss}: the checkpoint before is kept")
     found: dict[str, Any] = {"eval_loss": loss / max(n, 1), "accuracy": right / max(n, 1)}
     if labels:
         confusion = totals[3:].view(len(labels), len(labels))

@@ -1,11 +1,13 @@
 """What finetune.py starts from: its arguments, the processes, the tokenizer, the rows and the model."""
 
+import hashlib
 import json
 import math
 import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from minibert import (
     DistilBertTokenizer,
 )
 from minibert.checkpoint import CheckpointFiles
+from minibert.config import ALIASES
 from minibert.heads import ModelWithHead
 from minibert.terminal import visible
 
@@ -166,6 +169,8 @@ def complete(args: Namespace) -> None:
         )
     args.mask = (0.15 if masked_lm else 0.0) if args.mask is None else args.mask
     args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU with CUDA here")
     if args.plot:
         from minibert.study.plots import new_figure
 
@@ -205,6 +210,8 @@ def start_processes(args: Namespace) -> torch.device:
     device = torch.device(args.device)
     if args.device == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if device.index >= torch.cuda.device_count():
+            raise ValueError(f"there are {torch.cuda.device_count()} GPUs, too few for process {device.index}")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms need there
         torch.cuda.set_device(device)
     if args.threads is not None:
@@ -227,10 +234,13 @@ def say(text: str) -> None:
         tqdm.write(visible(text), file=sys.stderr)
 
 
-def describe(args: Namespace, rows: Sequence[Row], eval_rows: Sequence[Row]) -> tuple[dict[str, str], str]:
+def describe(
+    args: Namespace, config: DistilBertConfig, rows: Sequence[Row], eval_rows: Sequence[Row]
+) -> tuple[dict[str, str], str]:
     """Return what must be the same when a training is resumed, by name; and what else the last bits depend on."""
     options = {f"--{name.replace('_', '-')}": str(value) for name, value in vars(args).items() if name not in FREE}
     hashes = {
+        "the hash of the config and its labels": hashlib.sha256(config.to_json_string().encode()).hexdigest(),
         "the hash of the rows of --train": hash_rows(rows),
         "the hash of the rows of --eval": hash_rows(eval_rows),
     }
@@ -251,6 +261,8 @@ def load_data(args: Namespace) -> tuple[DistilBertTokenizer, DistilBertConfig, l
         raise ValueError("--mask: the vocabulary of the tokenizer has no [MASK]")
     columns = Columns(args.text, args.pair, args.label, args.task == TOKEN)
     limit = min(args.max_length, config.max_position_embeddings, tokenizer.model_max_length or args.max_length)
+    if limit < (least := 5 if args.pair else 3):  # [CLS] a [SEP], or [CLS] a [SEP] b [SEP]
+        raise ValueError(f"texts would be cut to {limit} tokens, but {least} are the fewest: see --max-length")
     files = []
     for path in filter(None, (args.train, args.eval)):
         lines, remarks = read_file(path, columns, tokenizer, limit, args.skip_bad)
@@ -288,7 +300,8 @@ def load_config(args: Namespace, tokenizer: DistilBertTokenizer) -> DistilBertCo
             config = DistilBertConfig.from_dict(fitting | content)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{args.config}: not a config ({error})") from None
-    if unknown := [name for name, _ in args.set if not hasattr(config, name)]:
+    known = {field.name for field in fields(config)} | ALIASES.keys()
+    if unknown := [name for name, _ in args.set if name not in known]:
         raise ValueError(f"--set: a config has no field {unknown[0]!r}")
     config = config.changed(**dict(args.set))
     if config.vocab_size < len(tokenizer):
@@ -302,7 +315,10 @@ def load_model(args: Namespace, config: DistilBertConfig, device: torch.device) 
     if args.config is not None:
         model = TASKS[args.task](config)
     else:
-        model = TASKS[args.task].from_files(CheckpointFiles(args.model), config=config, new_head=args.new_head)
+        try:
+            model = TASKS[args.task].from_files(CheckpointFiles(args.model), config=config, new_head=args.new_head)
+        except ValueError as error:
+            raise ValueError(str(error).replace("new_head=True", "--new-head")) from None
     model.to(device, torch.float64 if args.dtype == "float64" else torch.float32)
     for weight in model.parameters():  # in memory of their own: see `Checkpoints._restore`
         weight.data = weight.detach().clone()

@@ -104,6 +104,8 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.metrics = (self.folder / METRICS).open("ab", buffering=0)
             lock(self.metrics, self.folder)
+            if os.fstat(self.metrics.fileno()).st_size < place.metrics:
+                raise ValueError(f"{self.folder / METRICS}: shorter than it was: put it back, or give another --out")
             self.metrics.truncate(place.metrics)  # the steps after the checkpoint come again
         if not self.exists:
             self.save(place)
@@ -114,6 +116,19 @@ class Checkpoints:
         if self.metrics is not None:
             self.metrics.write((json.dumps(values) + "\n").encode())
 
+    def check(self, place: Place) -> dict[str, Tensor]:
+        """Return what a checkpoint holds. Every process must call this.
+
+        Raises:
+            FloatingPointError: a weight is not a finite number.
+        """
+        tensors = self._collect()
+        if wrong := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise FloatingPointError(
+                f"step {place.n_steps}: not finite: {wrong[0]}. {self.folder} keeps what was before"
+            )
+        return tensors
+
     def save(self, place: Place) -> None:
         """Write a checkpoint. Every process must call this.
 
@@ -121,13 +136,9 @@ class Checkpoints:
             OSError: it cannot be written, such as on a full disk; the one before is kept.
             FloatingPointError: a weight is not a finite number; the one before is kept.
         """
-        tensors = self._collect()
+        tensors = self.check(place)
         if self.metrics is None:
             return
-        if wrong := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-            raise FloatingPointError(
-                f"step {place.n_steps}: not finite: {wrong[0]}. {self.folder} keeps what was before"
-            )
         os.fsync(self.metrics.fileno())
         place.metrics = os.fstat(self.metrics.fileno()).st_size
         write_checkpoint(self.folder / CHECKPOINT, tensors, self.about | {"place": asdict(place)})

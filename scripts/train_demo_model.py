@@ -36,7 +36,7 @@ CONFIG = {
 }
 SETTINGS = [  # of finetune.py; words are hidden against overfitting to single words
     *("--epochs", "5", "--batch-rows", "64", "--learning-rate", "2e-3", "--weight-decay", "0.05"),
-    *("--mask", "0.15", "--average", "0.99", "--threads", "1"),
+    *("--mask", "0.15", "--average", "0.99", "--threads", "1", "--device", "cpu"),
 ]
 
 Examples = list[tuple[str, str]]
@@ -85,8 +85,8 @@ def train_model(examples: Examples, out: Path, new_vocabulary: bool, seed: int) 
         files += ["--train", scratch / "train.jsonl", "--out", scratch / "out", "--seed", seed]
         if status := finetune.main(["sequence", *map(str, files), *SETTINGS]):
             raise SystemExit(status)
-        model = DistilBertForSequenceClassification.from_pretrained(scratch / "out")
-    model.half().save_pretrained(out)  # half the bytes; loading makes it float32 again
+        model = DistilBertForSequenceClassification.from_pretrained(scratch / "out").half()
+    model.save_pretrained(out)  # half the bytes; loading makes it float32 again
     DistilBertTokenizer(words, model_max_length=LENGTH).save_pretrained(out)
 
 

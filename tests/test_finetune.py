@@ -340,6 +340,11 @@ BAD_FILES = [
     ("train.csv", '"text"s,label\nnice,1\n', "line 1: "),
     ("train.tsv", "text\ttext\tlabel\nnice\tnice\t1\n", "more than one column 'text'"),
     ("train.tsv", "text\tlabel\nnice\t1\nnot\t1\n", "all rows have the label 1"),
+    (
+        "train.csv",
+        'text,label\nnice,1\n"not,0\nnice,1\n',
+        "lines 3 to 4 are one bad row: is a quotation mark not closed?",
+    ),
     ("train.txt", "nice", "must end in .jsonl, .csv or .tsv"),
 ]
 
@@ -347,7 +352,7 @@ BAD_FILES = [
 @pytest.mark.parametrize(("name", "content", "error"), BAD_FILES)
 def test_a_bad_file_ends_in_one_line_and_leaves_nothing(train, tmp_path, name, content, error):
     (tmp_path / name).write_text(content)
-    status, printed = train("--train", tmp_path / name)
+    status, printed = train("--train", tmp_path / name, "--skip-bad")
     assert status == 2
     assert str(tmp_path / name) in printed
     assert error in printed
@@ -359,7 +364,8 @@ def test_a_label_that_only_the_evaluation_has_is_named_with_its_line(train, tmp_
     (tmp_path / "eval.tsv").write_text("text\tlabel\nnice\tgood\nnot\tawful\n")
     status, printed = train("--train", reviews, "--eval", tmp_path / "eval.tsv")
     assert status == 2
-    assert "eval.tsv: line 3: the label 'awful' is not in the training file, whose labels are bad, good" in printed
+    assert "eval.tsv: line 3: no text of the training file, as far as it is not cut, has the label 'awful'" in printed
+    assert "its labels are bad, good" in printed
 
 
 BAD_ARGUMENTS = [
@@ -369,6 +375,11 @@ BAD_ARGUMENTS = [
     (["--config", "a.json"], "give either --model or --config"),
     (["--patience", "1"], "--patience needs --eval"),
     (["--fsdp"], "--fsdp needs torchrun"),
+    pytest.param(
+        ["--device", "cuda"],
+        "--device cuda: torch finds no GPU",
+        marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+    ),
     (["--average", "1"], "--average: must be a number of at least 0 and at most 0.9999"),
 ]
 
@@ -403,10 +414,13 @@ def test_a_resume_with_other_arguments_or_data_is_refused_by_name(train, tmp_pat
     train("--train", reviews)
     before = results(tmp_path / "out")
     other = write_reviews(tmp_path / "other.jsonl", seed=5)
+    renamed = tmp_path / "renamed.jsonl"  # the same classes, under other names
+    renamed.write_text(reviews.read_text().replace(': "bad"', ': "awful"'))
     for arguments, name in (
         (["--train", reviews, "--learning-rate", 1e-3], "--learning-rate is 0.001, but was 5e-05"),
         (["--train", reviews, "--micro-batches", 2], "--micro-batches is 2, but was 1"),
         (["--train", other], "the hash of the rows of --train"),
+        (["--train", renamed], "the hash of the config and its labels"),
         (["--train", reviews, "--eval", reviews], "the hash of the rows of --eval"),
     ):
         status, printed = train(*arguments, "--resume")
@@ -422,6 +436,14 @@ def test_a_damaged_checkpoint_is_refused(train, tmp_path, reviews):
     status, printed = train("--train", reviews, "--resume")
     assert status == 2
     assert "not a checkpoint of finetune.py" in printed
+
+
+def test_a_metrics_file_that_lost_lines_is_refused(train, tmp_path, reviews):
+    train("--train", reviews)
+    (tmp_path / "out" / "metrics.jsonl").unlink()
+    status, printed = train("--train", reviews, "--resume")
+    assert status == 2
+    assert "metrics.jsonl: shorter than it was" in printed
 
 
 def test_two_trainings_into_one_folder_are_refused(train, tmp_path, reviews):
@@ -442,6 +464,13 @@ def test_a_loss_that_is_no_number_stops_with_its_step_and_keeps_the_checkpoint(t
     tensors, about = module("finetune_state").read_checkpoint(tmp_path / "out" / "checkpoint.safetensors")
     assert about["place"]["n_steps"] <= 1
     assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_weights_that_are_no_numbers_are_not_saved_as_the_result(train, tmp_path, reviews):
+    status, printed = train("--train", reviews, "--batch-rows", 999, "--warmup", 0, "--learning-rate", 1e38)
+    assert status == 1
+    assert "step 1: not finite" in printed
+    assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_a_full_disk_keeps_the_checkpoint_before_and_a_resume_goes_on(train, tmp_path, reviews):
