@@ -14,7 +14,9 @@ and so on, and every process reads each input. `cat FOLDER/*.jsonl` has the inpu
 
 where "line" counts within the input (rows, without the header, of CSV, TSV and parquet), and "id" is there with
 --id-column. A bad line (empty, not UTF-8, not JSON, without the column, too long) does not stop a job of hours. It has
-its line too: {"line": 2, "id": "a8", "error": "the text is empty"}. "truncated": true marks a text that was cut.
+its line too: {"line": 2, "id": "a8", "error": "the text is empty"}. "truncated": true marks a text that was cut. In CSV
+an opening quotation mark without its closing one takes the rows up to the next mark, at most 4 MiB, into one error.
+Where every line has an error, the status is 2.
 
 After a crash of any kind the same command does what is missing. FOLDER/manifest.json holds what the results depend on;
 a run that differs from it is refused. The number of processes and of threads, --batch-tokens and crashes change no byte

@@ -20,7 +20,7 @@ import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing import active_children, connection, get_context, parent_process
@@ -30,7 +30,7 @@ from uuid import uuid4
 
 import fsspec
 import torch
-from corpus_inputs import FORMATS, InputError, Line, split_shards
+from corpus_inputs import FORMATS, InputError, Line, errors_of, split_shards
 from corpus_inputs import find_inputs as find_inputs  # ray_classify.py takes it from here
 from fsspec.implementations.local import LocalFileSystem
 
@@ -76,7 +76,7 @@ def run_lines(pipeline: OneRowPipeline[Any], lines: Iterable[Line], counts: Coun
             try:
                 yield encode_line(pipeline, line) if line.error is None else (line, None)
             except ValueError as error:
-                yield line._replace(error=str(error)), None
+                yield line._replace(text=None, error=str(error)), None  # such a text may be long
 
     for batch in plan_batches(encode(), pipeline.batch_tokens, n_tokens):
         rows = [encoding.input_ids[0] for _, encoding in batch if encoding is not None]
@@ -134,9 +134,10 @@ class Folder:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.files, self.path = fsspec.url_to_fs(address)
+        with errors_of(address):
+            self.files, self.path = fsspec.url_to_fs(address)
+            self.files.makedirs(self.path, exist_ok=True)
         self.is_local = isinstance(self.files, LocalFileSystem)
-        self.files.makedirs(self.path, exist_ok=True)
 
     def has(self, name: str) -> bool:
         """Whether a file is there, and so complete."""
@@ -165,7 +166,7 @@ class Folder:
                 raise OSError(f"{path}: cannot be written ({error.strerror or error})") from None
             if self.is_local:
                 with suppress(FileNotFoundError, FileExistsError):  # another run has just completed the same file
-                    (os.replace if replace else os.link)(staged, path)
+                    (os.replace if replace else link)(staged, path)
                 if not self.has(name):
                     raise OSError(f"{path}: {staged.name}, which should become it, was removed")
                 self.remove_leftovers(name)
@@ -203,6 +204,17 @@ class Folder:
                 f"{self.address}: was begun with other settings. Use the same ones, or another folder: "
                 f"{'; '.join(found)}"
             )
+
+
+def link(staged: Path, path: str) -> None:
+    """Give a file its name unless the name is taken. Without hard links, two runs in the same moment may both pass."""
+    try:
+        os.link(staged, path)
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except OSError:  # as on exFAT, and on some network shares
+        if not os.path.exists(path):
+            os.replace(staged, path)
 
 
 def differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
@@ -270,8 +282,9 @@ def main(task: Task, parser: argparse.ArgumentParser) -> int:
     except ERRORS as error:
         report(options, f"error: {error}")
         return 2
-    report(options, f"done: {show(counts)}")
-    return 2 if counts["unreadable inputs"] else 0
+    rank, world, _ = place_in_world()
+    report(options, f"done{f', rank {rank} of {world}' if world > 1 else ''}: {show(counts)}")
+    return 2 if counts["unreadable inputs"] or only_errors(counts) else 0
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -324,10 +337,14 @@ def run_all(task: Task, options: argparse.Namespace) -> Counter[str]:
         places = [(rank * n + i, world * n, local_world * n) for i in range(n)]
         futures = [pool.submit(run_rank, task, options, inputs, *place) for place in places]
         try:
-            return sum((future.result() for future in futures), Counter())
+            return sum((future.result() for future in as_completed(futures)), Counter())
         except KeyboardInterrupt:
             for worker in active_children():
                 worker.terminate()
+            raise
+        except ERRORS as error:
+            if not isinstance(error, BrokenProcessPool):
+                report(options, f"a process has failed, the others go on: {error}")
             raise
 
 
@@ -335,6 +352,8 @@ def place_in_world() -> tuple[int, int, int]:
     """Return RANK, WORLD_SIZE and LOCAL_WORLD_SIZE, as torchrun sets them; without them 0, 1, 1."""
     defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     given = {name: os.environ.get(name, default) for name, default in defaults.items()}
+    if ("RANK" in os.environ) != ("WORLD_SIZE" in os.environ):
+        raise ValueError(f"{given}: give both RANK and WORLD_SIZE, or neither")
     if not all(value.isdecimal() for value in given.values()) or int(given["RANK"]) >= int(given["WORLD_SIZE"]):
         raise ValueError(f"{given}: RANK counts from 0 to WORLD_SIZE - 1")
     return int(given["RANK"]), int(given["WORLD_SIZE"]), max(1, int(given["LOCAL_WORLD_SIZE"]))
@@ -391,6 +410,13 @@ def with_progress(results: Results, counts: Counter[str], where: str, options: a
             shown = time.monotonic()
             report(options, f"{where}, so far: {show(counts)}")
     report(options, f"{where}: {show(counts)} in {time.monotonic() - began:.1f} s, {peak_memory()}")
+    if only_errors(counts):
+        report(options, f"{where}: every line has an error: is --column right?")
+
+
+def only_errors(counts: Counter[str]) -> bool:
+    """Whether there are lines, and none of them has a result."""
+    return 0 < counts["lines"] == counts["errors"]
 
 
 def show(counts: Counter[str]) -> str:

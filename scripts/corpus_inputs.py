@@ -10,6 +10,7 @@ import io
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -47,6 +48,17 @@ class Line(NamedTuple):
     truncated: bool = False
 
 
+@contextmanager
+def errors_of(address: str) -> Iterator[None]:
+    """Turn the errors that a library of fsspec has for itself, such as those of wrong credentials, into OSErrors."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError):
+        raise
+    except Exception as error:
+        raise OSError(f"{address}: {str(error) or type(error).__name__}") from None
+
+
 def find_inputs(addresses: Iterable[str], given_format: str | None) -> list[dict[str, Any]]:
     """Find each file, and the files of each pattern such as "s3://bucket/*.jsonl", sorted by name.
 
@@ -55,13 +67,18 @@ def find_inputs(addresses: Iterable[str], given_format: str | None) -> list[dict
 
     Raises:
         OSError: there is no such file.
-        ValueError: it is a folder; its format is unknown; pyarrow is missing.
+        ValueError: it is a folder or a .zip; its format is unknown; pyarrow is missing.
     """
     inputs = []
     for address in addresses:
-        files, path = fsspec.url_to_fs(address)
-        is_pattern = not files.isfile(path) and any(character in path for character in "*?[")
-        found = files.glob(path, detail=True) if is_pattern else {path: files.info(path)}
+        with errors_of(address):
+            files, path = fsspec.url_to_fs(address)
+            is_pattern = not files.isfile(path) and any(character in path for character in "*?[")
+            if is_pattern and "::" in address:
+                raise ValueError(f"{address}: a chain of addresses takes no pattern. Name each file")
+            found = files.glob(path, detail=True) if is_pattern else {path: files.info(path)}
+            links = [name for name, info in found.items() if info.get("islink")]
+            found |= {name: files.info(name) for name in links}  # a listing describes the link, not its file
         if not found:
             raise OSError(f"{address}: no file matches")
         for name, info in sorted(found.items()):
@@ -70,6 +87,8 @@ def find_inputs(addresses: Iterable[str], given_format: str | None) -> list[dict
             marks = {key.lower(): value for key, value in info.items()}  # each file system has its own
             changed = next((marks[key] for key in MARKS if key in marks), None)
             full = address if "::" in address else files.unstrip_protocol(name)
+            if infer_compression(name) == "zip":
+                raise ValueError(f"{full}: a zip may hold several files. Name one: zip://NAME::{full}")
             known_format = given_format or guess_format(full)
             inputs.append({"address": full, "format": known_format, "bytes": info["size"], "changed": str(changed)})
     if any(each["format"] == "parquet" for each in inputs):
@@ -108,7 +127,7 @@ def read_rows(source: Mapping[str, Any], columns: list[str]) -> Iterator[Any]:
             number += 1
             yield row
     except Exception as error:  # each format, compression and file system has its own
-        raise InputError(f"{address}: after row {number}: {error or type(error).__name__}") from None
+        raise InputError(f"{address}: after row {number}: {str(error) or type(error).__name__}") from None
 
 
 def read_lines(address: str, kind: str, columns: list[str]) -> Iterator[Any]:
@@ -130,27 +149,26 @@ def split_lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def read_csv(lines: Iterator[bytes], kind: str, columns: list[str]) -> Iterator[dict[str, str] | ValueError]:
-    """Yield a dict for each row, or an error. In CSV a field in quotes may hold newlines; TSV has no quotes."""
-    too_long = False
+    """Yield a dict for each row, or an error. In CSV a field in quotes may hold newlines; TSV has no quotes.
 
-    def decode() -> Iterator[str]:
-        nonlocal too_long
-        for line in lines:
-            too_long |= len(line) > LONGEST
-            yield line.decode("utf-8", "surrogateescape")  # the tokenizer refuses what is not UTF-8
+    So an opening quotation mark without a closing one takes the rows up to the next mark (at most 4 MiB) as one error.
+    """
+
+    def decode(line: bytes) -> str:
+        if len(line) > LONGEST:
+            raise csv.Error(TOO_LONG)
+        return line.decode("utf-8", "surrogateescape")  # the tokenizer refuses what is not UTF-8
 
     csv.field_size_limit(LONGEST)
     style: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
-    rows = csv.reader(decode(), strict=True, **style)
+    rows = csv.reader(map(decode, lines), strict=True, **style)
     header = next(rows, columns)  # an empty file has no rows
     check_columns(columns, header)
     while True:
-        too_long = False
         try:
             row = next(rows)
-            if too_long or len(row) != len(header):
-                wrong = f"{len(row)} fields, but the header has {len(header)}" if row else EMPTY
-                yield ValueError(TOO_LONG if too_long else wrong)
+            if len(row) != len(header):
+                yield ValueError(f"{len(row)} fields, but the header has {len(header)}" if row else EMPTY)
             else:
                 yield dict(zip(header, row, strict=True))
         except csv.Error as error:

@@ -38,6 +38,8 @@ def write_vectors(
         count = 0
         write_header(vectors, 0, dim)
         for line, vector in results:
+            if vector is not None and not vector.isfinite().all():
+                raise ValueError(f"the model's result is not a number: line {line.number} of {name}")
             count += 1
             vectors.write((missing if vector is None else vector.numpy().astype("<f4", copy=False)).tobytes())
             lines.write(corpus.to_record(line, {}, options))

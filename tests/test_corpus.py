@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
+from collections import Counter
 from pathlib import Path
 
 import fsspec
@@ -266,6 +268,56 @@ def test_csv(checkpoint, tmp_path, suffix):
     assert errors == ["", "", "1 fields, but th", "the line is empt", "not a row of CSV", "", "not a row of CSV"]
 
 
+def test_a_csv_line_that_is_too_long_takes_no_other_row(checkpoint, tmp_path):
+    (tmp_path / "a.csv").write_text('id,text\n1,"' + "day " * 2**20 + '"\n2,a nice day\n3,"a, b"\n')
+    assert run(checkpoint, tmp_path / "a.csv", "-o", tmp_path / "out", "--id-column", "id") == 0
+    bad, *good = records(tmp_path / "out")
+    assert bad == {"line": 1, "id": None, "error": "not a row of CSV (the line has more than 4 MiB)"}
+    assert [record["id"] for record in good if "label" in record] == ["2", "3"]
+
+
+def test_a_text_with_an_error_is_not_kept(checkpoint):
+    corpus, inputs = importlib.import_module("corpus"), importlib.import_module("corpus_inputs")
+    lines = [inputs.Line(1, text="day " * 100), inputs.Line(2, text="a nice day")]
+    (bad, nothing), (_, result) = corpus.run_lines(TextClassifier(checkpoint), lines, Counter())
+    assert bad.text is nothing is None
+    assert "it has 102 tokens" in bad.error
+    assert result.label in LABELS.values()
+
+
+@pytest.mark.parametrize("script", ["classify_corpus", "embed_corpus"])
+def test_a_run_of_errors_alone_has_status_2(checkpoint, inputs, tmp_path, capfd, script):
+    assert run(checkpoint, inputs / "0.jsonl", "-o", tmp_path / "out", "--column", "body", script=script) == 2
+    error = capfd.readouterr().err
+    assert "000000-000000 in process 0: every line has an error: is --column right?" in error
+    assert "done: shards 1, lines 50, errors 50" in error
+    assert len(records(tmp_path / "out")) == 50
+
+
+def test_a_pattern_finds_links_and_their_files(inputs, tmp_path):
+    find_inputs = importlib.import_module("corpus_inputs").find_inputs
+    (tmp_path / "links").mkdir()
+    for path in inputs.iterdir():
+        os.utime(path, (1, 1))
+        (tmp_path / "links" / path.name).symlink_to(path)
+    files, links = (find_inputs([f"{folder}/*.jsonl"], None) for folder in (inputs, tmp_path / "links"))
+    assert [each | {"address": ""} for each in links] == [each | {"address": ""} for each in files]
+    assert [Path(each["address"]).name for each in links] == ["0.jsonl", "1.jsonl", "2.jsonl"]
+
+
+def test_a_folder_without_hard_links_is_written_once(checkpoint, inputs, tmp_path, monkeypatch):
+    def no_link(source, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_link)  # as on exFAT
+    assert run(checkpoint, inputs / "0.jsonl", "-o", tmp_path / "out") == 0
+    corpus = importlib.import_module("corpus")
+    before = contents(tmp_path / "out")
+    with corpus.Folder(str(tmp_path / "out")).new_file("manifest.json", replace=False) as file:
+        file.write(b"other")
+    assert contents(tmp_path / "out") == before
+
+
 def test_tsv_has_no_quotes(checkpoint, tmp_path):
     (tmp_path / "a.tsv").write_text('label\ttext\n1\t"a nice day\n0\tnot "nice"\n')
     assert run(checkpoint, tmp_path / "a.tsv", "-o", tmp_path / "out") == 0
@@ -389,6 +441,10 @@ def test_a_manifest_that_differs_is_refused_by_the_name_of_what_differs(checkpoi
 def test_bad_inputs_are_errors_on_one_line(checkpoint, inputs, tmp_path, capfd, monkeypatch):
     (tmp_path / "a.doc").write_text("a nice day\n")
     (tmp_path / "a.txt").write_text("a nice day\n")
+    archive = tmp_path / "a.jsonl.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in inputs.iterdir():
+            file.write(path, path.name)
     cases = [
         (["nothing.jsonl"], "nothing.jsonl"),
         (["nothing*.jsonl"], "nothing*.jsonl: no file matches"),
@@ -398,6 +454,9 @@ def test_bad_inputs_are_errors_on_one_line(checkpoint, inputs, tmp_path, capfd, 
         ([tmp_path / "a.txt", "--device", "nonsense"], "nonsense"),
         ([tmp_path / "a.txt", "--model", tmp_path], "config.json"),
         (["unknown://a.txt"], "Protocol not known: unknown"),
+        ([archive], f"{archive}: a zip may hold several files. Name one: zip://NAME::"),
+        ([archive, "--format", "jsonl"], "Name one: zip://NAME::"),
+        ([f"zip://*.jsonl::{archive}"], "a chain of addresses takes no pattern"),
     ]
     for i, (options, message) in enumerate(cases):
         assert run(checkpoint, "-o", tmp_path / f"out{i}", *options) == 2
@@ -405,12 +464,19 @@ def test_bad_inputs_are_errors_on_one_line(checkpoint, inputs, tmp_path, capfd, 
         assert message in error
         assert error.startswith("classify_corpus.py: error: ")
         assert error.count("\n") == 1
-    for variables in ({"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "1"}, {"RANK": "x", "WORLD_SIZE": "2"}):
+    for variables, message in [
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK counts from 0 to WORLD_SIZE - 1"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK counts from 0 to WORLD_SIZE - 1"),
+        ({"RANK": "1"}, "give both RANK and WORLD_SIZE, or neither"),
+        ({"WORLD_SIZE": "2"}, "give both RANK and WORLD_SIZE, or neither"),
+    ]:
         with monkeypatch.context() as patch:
             for name, value in variables.items():
                 patch.setenv(name, value)
             assert run(checkpoint, tmp_path / "a.txt", "-o", tmp_path / "out") == 2
-        assert "RANK counts from 0 to WORLD_SIZE - 1" in capfd.readouterr().err
+        assert message in capfd.readouterr().err
+    assert run(checkpoint, f"zip://2.jsonl::{archive}", "-o", tmp_path / "zip") == 0
+    assert len(records(tmp_path / "zip")) == 31
     with pytest.raises(SystemExit, match="2"):
         run(checkpoint, tmp_path / "a.txt", "-o", tmp_path / "out", "--workers", "0")
     assert "'0' is not a number from 1 on" in capfd.readouterr().err
@@ -464,6 +530,27 @@ def test_a_model_that_gives_no_number_is_an_error_and_no_result(checkpoint, inpu
         "error: the model's result is not a number: {'line': 1, 'label': 'bad', 'score': nan}" in capfd.readouterr().err
     )
     assert list(contents(tmp_path / "out")) == ["manifest.json"]
+    with torch.no_grad():
+        model.distilbert.transformer.layer[-1].output_layer_norm.bias.fill_(torch.inf)
+    model.save_pretrained(broken)
+    assert run(broken, inputs / "0.jsonl", "-o", tmp_path / "vectors", script="embed_corpus") == 2
+    assert "error: the model's result is not a number: line 1 of 000000-000000" in capfd.readouterr().err
+    assert list(contents(tmp_path / "vectors")) == ["manifest.json"]
+
+
+def test_errors_that_only_one_file_system_has_are_on_one_line(checkpoint, inputs, tmp_path, capfd, monkeypatch):
+    class NoCredentialsError(Exception):
+        pass
+
+    def refuse(*_, **__):
+        raise NoCredentialsError
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "info", refuse)
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "makedirs", refuse)
+    assert run(checkpoint, "memory://a.jsonl", "-o", tmp_path / "out") == 2
+    assert capfd.readouterr().err == "classify_corpus.py: error: memory://a.jsonl: NoCredentialsError\n"
+    assert run(checkpoint, inputs / "0.jsonl", "-o", "memory://out") == 2
+    assert capfd.readouterr().err == "classify_corpus.py: error: memory://out: NoCredentialsError\n"
 
 
 def test_help_shows_examples(capsys):
