@@ -9,6 +9,9 @@ FOLDER/000002.jsonl holds the results of the third input, in the order of its ro
 on this machine. Each gets the model from this process, once. If an actor or a process dies, Ray runs its rows again: no
 row is lost, and none is there twice. A row that the classifier refuses ends the run, with an error that shows it.
 
+Columns are written as Ray reads them: in CSV 007 becomes the number 7, and dates are written in another form. A column
+named path is lost. NaN in a column ends the run. A text file is held in memory as a whole.
+
 After a crash of this process the same command does the inputs that are missing. FOLDER/manifest.json holds what the
 results depend on; a run that differs from it is refused. This process writes all results. Where it cannot keep up with
 the actors, use scripts/classify_corpus.py, whose processes write their own.
@@ -19,6 +22,7 @@ import json
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
@@ -36,13 +40,25 @@ import corpus
 from minibert import DEMO
 from minibert.pipeline import TextClassifier
 
+SETTINGS: dict[str, Any] = {"include_paths": True, "partitioning": None, "file_extensions": None}  # every path is read
 READERS = {
-    "text": lambda paths: ray.data.read_text(paths, include_paths=True, drop_empty_lines=False),
-    "jsonl": lambda paths: ray.data.read_json(paths, include_paths=True),
-    "csv": lambda paths: ray.data.read_csv(paths, include_paths=True),
-    "parquet": lambda paths: ray.data.read_parquet(paths, include_paths=True),
+    "text": lambda paths: ray.data.read_binary_files(paths, **SETTINGS).flat_map(split_lines),
+    "jsonl": lambda paths: ray.data.read_json(paths, **SETTINGS),
+    "csv": lambda paths: ray.data.read_csv(paths, **SETTINGS),
+    "parquet": lambda paths: ray.data.read_parquet(paths, **SETTINGS),
 }
 BLOCK = 1024  # rows: the most that an actor takes at once, and has to do again
+
+
+def split_lines(file: dict[str, Any]) -> list[dict[str, str]]:
+    """Return a row for each line of a text file. Ray's read_text would also split at U+2028 and others."""
+    try:
+        lines = file["bytes"].decode("utf-8-sig").split("\n")
+    except ValueError as error:
+        raise ValueError(f"{file['path']}: {error}") from None
+    if not lines[-1]:
+        lines.pop()
+    return [{"path": file["path"], "text": line.removesuffix("\r")} for line in lines]
 
 
 class Actor:
@@ -105,6 +121,9 @@ def run(options: argparse.Namespace) -> None:
     file_format, *others = sorted({each["format"] for each in inputs})
     if others or file_format not in READERS:
         raise ValueError(f"give inputs of one format, {', '.join(READERS)}: got {', '.join([file_format, *others])}")
+    paths = Counter(without_protocol(each["address"]) for each in inputs)
+    if twice := [path for path, count in paths.items() if count > 1]:
+        raise ValueError(f"{twice[0]}: is given twice")
     classifier = TextClassifier(
         options.model, revision=options.revision, truncation=options.truncate, text_column=options.column
     )
@@ -112,21 +131,41 @@ def run(options: argparse.Namespace) -> None:
         corpus.report(options, f"--actors and --cpus may change the last bits of a result: {reason}")
     folder = corpus.Folder(options.out)
     arguments = {"column": options.column, "truncate": options.truncate}
-    folder.claim(corpus.describe(classifier, arguments, inputs))
-    names = {each["address"].removeprefix("file://"): f"{i:06}.jsonl" for i, each in enumerate(inputs)}
-    missing = {address: name for address, name in names.items() if not folder.has(name)}
+    folder.claim(corpus.describe(classifier, arguments, inputs) | {"ray": ray.__version__})
+    names = {without_protocol(each["address"]): f"{i:06}.jsonl" for i, each in enumerate(inputs)}
+    missing = {path: name for path, name in names.items() if not folder.has(name)}
     if not missing:
         return
     start_ray(options.actors * options.cpus + 1)
-    rows = classify(list(missing), file_format, classifier, options.actors, options.cpus)
-    for path, group in groupby(rows, lambda row: row.pop("path")):
-        address = next(address for address in missing if address.endswith(path))  # Ray leaves out s3://
-        with folder.new_file(missing.pop(address)) as file:
+    addresses = [each["address"].removeprefix("file://") for each in inputs]
+    addresses = [address for address in addresses if without_protocol(address) in missing]
+    rows = classify(addresses, file_format, classifier, options.actors, options.cpus)
+    for path, group in groupby(rows, lambda row: without_protocol(row.pop("path"))):
+        if path not in missing:
+            raise RuntimeError(f"{path}: Ray gave rows of it, but it is not one of the files {', '.join(missing)}")
+        with folder.new_file(missing.pop(path)) as file:
             for row in group:
-                file.write(json.dumps(row, default=str).encode() + b"\n")
+                file.write(to_json_line(row, path))
     for name in missing.values():  # these inputs have no rows
         with folder.new_file(name):
             pass
+
+
+def without_protocol(address: str) -> str:
+    """Return a path as Ray gives it for a row: Ray leaves out s3://, but not https://."""
+    return address if address.startswith("/") else address.split("://", 1)[-1]
+
+
+def to_json_line(row: dict[str, Any], path: str) -> bytes:
+    """Return a line of JSON.
+
+    Raises:
+        ValueError: it has NaN or an infinity.
+    """
+    try:
+        return json.dumps(row, default=str, allow_nan=False).encode() + b"\n"
+    except ValueError:
+        raise ValueError(f"{path}: JSON has neither NaN nor infinity: {row}") from None
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,10 @@
 """Ray Data on a real local cluster: pipelines as actors, scripts/ray_classify.py, and killed processes."""
 
+import bz2
+import gzip
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -52,6 +55,41 @@ def lines(texts):
     results = zip(texts, TextClassifier(DEMO)(texts), strict=True)
     rows = ({"text": text, "label": result.label, "score": result.score} for text, result in results)
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def test_each_line_and_each_input_is_read_whatever_the_file_is_called(cluster, script, tmp_path, monkeypatch):
+    text = "\ufeffa\u2028nice\x0cday\r\nnot\x85nice\n"
+    contents = {
+        "a.txt": text.encode(),
+        "b.txt.gz": gzip.compress(text.encode()),
+        "_a.ndjson": b'{"text": "nice"}\n',
+        "b.jsonl.bz2": bz2.compress(b'{"text": "not nice"}\n'),
+    }
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    paths = [str(tmp_path / name) for name in contents]
+    assert script.main([*paths[:2], "-o", str(tmp_path / "ray")]) == 0
+    assert script.main([*paths[2:], "-o", str(tmp_path / "json")]) == 0
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    monkeypatch.setattr(sys, "argv", ["classify_corpus.py", *paths, "-o", str(tmp_path / "shards")])
+    assert runpy.run_module("classify_corpus")["main"]() == 0
+    found = [*sorted((tmp_path / "ray").glob("0*")), *sorted((tmp_path / "json").glob("0*"))]
+    labels = [[json.loads(line)["label"] for line in path.read_text().split("\n")[:-1]] for path in found]
+    expected = [path.read_text().split("\n")[:-1] for path in sorted((tmp_path / "shards").glob("0*"))]
+    assert labels == [[json.loads(line)["label"] for line in each] for each in expected]
+    assert list(map(len, labels)) == [2, 2, 1, 1]
+    assert "\u2028" in json.loads((tmp_path / "ray" / "000000.jsonl").read_text().split("\n")[0])["text"]
+    assert json.loads((tmp_path / "ray" / "manifest.json").read_text())["ray"] == ray.__version__
+
+
+def test_a_path_that_ends_like_another_is_another_input(cluster, script, tmp_path):
+    paths = [tmp_path / "backup" / str(tmp_path)[1:] / "b.txt", tmp_path / "b.txt"]
+    paths[0].parent.mkdir(parents=True)
+    for path, text in zip(paths, ("first", "second"), strict=True):
+        path.write_text(text)
+    assert script.main([str(paths[1]), str(paths[0]), "-o", str(tmp_path / "out")]) == 0
+    texts = [json.loads((tmp_path / "out" / f"00000{i}.jsonl").read_text())["text"] for i in range(2)]
+    assert texts == ["second", "first"]
 
 
 @needs("batch_invariant")
@@ -151,10 +189,16 @@ def test_inputs_that_ray_cannot_read_at_once_are_refused(script, tmp_path, capsy
         (["a.txt", "b.csv"], "give inputs of one format, text, jsonl, csv, parquet: got csv, text"),
         (["c.tsv"], "got tsv"),
         (["d.txt"], "d.txt"),
+        (["a.txt", "a.txt"], f"{tmp_path}/a.txt: is given twice"),
     ]:
         assert script.main([*(str(tmp_path / name) for name in names), "-o", str(tmp_path / "out")]) == 2
         assert says in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_number_that_json_does_not_have_is_refused(script):
+    with pytest.raises(ValueError, match=r"a\.csv: JSON has neither NaN nor infinity: \{'x': nan\}"):
+        script.to_json_line({"x": float("nan")}, "a.csv")
 
 
 def test_without_ray_the_script_names_the_extra():
