@@ -538,6 +538,16 @@ def test_a_model_that_gives_no_number_is_an_error_and_no_result(checkpoint, inpu
     assert list(contents(tmp_path / "vectors")) == ["manifest.json"]
 
 
+def test_the_error_of_a_worker_is_shown_at_once(checkpoint, inputs, tmp_path, capfd):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text("{}")
+    assert run(checkpoint, inputs / "*.jsonl", "-o", tmp_path / "out", "--workers", 2) == 2
+    first, last = capfd.readouterr().err.splitlines()
+    assert "a process has failed, the others go on: " in first
+    assert "error: " in last
+    assert "was begun with other settings" in first
+
+
 def test_errors_that_only_one_file_system_has_are_on_one_line(checkpoint, inputs, tmp_path, capfd, monkeypatch):
     class NoCredentialsError(Exception):
         pass
