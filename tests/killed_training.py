@@ -67,7 +67,7 @@ def main(out, arguments):
     while train(arguments, out / str(n), partial(kill_at_operation, n, out / str(n))):
         train(arguments, out / str(n))
         n += 1
-    n_kills, arguments = 0, [*arguments, "--epochs", "2"]
+    n_kills, arguments = 0, [*arguments, "--epochs", "2", "--checkpoint-every", "1"]
     train(arguments, out / "epochs")
     while train(arguments, out / "steps", kill_at_second_step):
         n_kills += 1

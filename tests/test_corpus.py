@@ -4,6 +4,7 @@ import csv
 import gzip
 import importlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -31,10 +32,15 @@ LABELS = {0: "bad", 1: "good", 2: "neither"}
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    """The scripts' folder on the path, and no place in a world."""
+    """The scripts' folder on the path, and no place in a world; afterwards the log and torch's threads as before."""
     monkeypatch.syspath_prepend(SCRIPTS)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
+    logger = logging.getLogger("minibert")
+    level, threads = logger.level, torch.get_num_threads()
+    yield
+    logger.setLevel(level)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -171,7 +171,7 @@ def test_the_result_loads_in_transformers_without_a_warning(train, tmp_path, rev
 
 def test_killed_at_every_file_operation_and_after_every_step_it_ends_in_the_same_bytes(tmp_path, model, reviews):
     settings = ["--model", model, "--train", reviews, "--eval", reviews, "--batch-rows", 8, "--micro-batches", 2]
-    settings += ["--epochs", 1, "--checkpoint-every", 1, "--average", 0.9, "--mask", 0.1]
+    settings += ["--epochs", 1, "--average", 0.9, "--mask", 0.1]
     printed = run_module("tests.killed_training", tmp_path / "out", "sequence", *settings)
     n_operations, n_steps = map(int, printed.split())
     assert n_operations > 20
