@@ -6,7 +6,8 @@
 The loop is that of finetune.py, on one thread, with the vocabulary of the demo: the same machine gives the same bytes.
 
 The checkpoint that ships is older: another loop trained it (all weights decayed, and the learning rate followed a
-cosine), so this script does not give its bytes.
+cosine), so this script does not give its bytes. Its accuracy on the held-out tenth is 79.0%; this script's was 76.6%
+with seed 0 and 77.9% with seed 1 (1,066 texts: the standard error is 1.3%).
 """
 
 import argparse
