@@ -34,6 +34,8 @@ def blobs(tmp_path):
 def test_after_a_fault_the_error_is_one_line_no_partial_file_is_kept_and_the_next_try_succeeds(
     hub, tiny_files, tmp_path, filename, fault
 ):
+    if fault == LONG and huggingface_hub.__version__ < "1":
+        pytest.skip("huggingface_hub 0.x keeps what is too long, and goes on from it at the next try")
     hub.commit(NAME, tiny_files)
     hub.faults[filename] = fault
     with pytest.raises((OSError, ValueError), match=re.escape(filename)) as error:
