@@ -34,6 +34,15 @@ def pytest_runtest_setup(item):
     machine.skip_or_fail(item)
 
 
+@pytest.fixture
+def torch_as_before():
+    """For scripts that set the number of threads, or ask for deterministic algorithms."""
+    threads = torch.get_num_threads()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

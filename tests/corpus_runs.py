@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from killed_saves import kill_at_step
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
@@ -33,18 +35,6 @@ def fork(action):
     if not (child := os.fork()):
         os._exit(action())
     return child
-
-
-def kill_at_step(step, folder):
-    """Kill this process just before its nth file operation in `folder`; Python reports each one to an audit hook."""
-    steps = itertools.count()
-
-    def hook(event, arguments):
-        touches = event in ("open", "os.rename", "os.remove", "os.mkdir", "os.link") and folder in str(arguments[0])
-        if touches and next(steps) == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
 
 
 def every_step(out, *arguments):

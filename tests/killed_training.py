@@ -15,23 +15,7 @@ from pathlib import Path
 import torch
 
 from .finetuning import module
-
-OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.link", "os.truncate")
-
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def kill_at_operation(n, folder):
-    """Kill this process just before its nth file operation in `folder`; Python reports each one to an audit hook."""
-    count = itertools.count()
-
-    def hook(event, about):
-        if event in OPERATIONS and str(folder) in str(about[0]) and next(count) == n:
-            die()
-
-    sys.addaudithook(hook)
+from .killed_saves import kill_at_step
 
 
 def kill_at_second_step():
@@ -42,7 +26,7 @@ def kill_at_second_step():
     def log_and_die(self, **values):
         log(self, **values)
         if "loss" in values and next(count) == 1:
-            die()
+            os.kill(os.getpid(), signal.SIGKILL)
 
     checkpoints.log = log_and_die
 
@@ -64,7 +48,7 @@ def main(out, arguments):
     torch.optim.AdamW([torch.zeros(1)])  # imports torch's compiler, once for all children
     train(arguments, out / "whole")
     n = 0
-    while train(arguments, out / str(n), partial(kill_at_operation, n, out / str(n))):
+    while train(arguments, out / str(n), partial(kill_at_step, n, out / str(n))):
         train(arguments, out / str(n))
         n += 1
     n_kills, arguments = 0, [*arguments, "--epochs", "2", "--checkpoint-every", "1"]

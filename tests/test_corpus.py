@@ -31,16 +31,15 @@ LABELS = {0: "bad", 1: "good", 2: "neither"}
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    """The scripts' folder on the path, and no place in a world; afterwards the log and torch's threads as before."""
+def environment(monkeypatch, torch_as_before):
+    """The scripts' folder on the path, and no place in a world; afterwards the log as before."""
     monkeypatch.syspath_prepend(SCRIPTS)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     logger = logging.getLogger("minibert")
-    level, threads = logger.level, torch.get_num_threads()
+    level = logger.level
     yield
     logger.setLevel(level)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,7 @@ from .finetuning import module, sentence
 script = module("train_demo_model")
 
 
-@pytest.fixture(autouse=True)
-def torch_as_before():
-    threads = torch.get_num_threads()
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("torch_as_before")
 
 
 @pytest.fixture
