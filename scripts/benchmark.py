@@ -271,22 +271,22 @@ def report(results: Results) -> None:
     print(", ".join(f"{name}: {value}" for name, value in results["machine"].items()))
     systems = dict(results["systems"])
     light, packed_seconds = systems.pop(SPEED_OF_LIGHT, None), systems.get("packed", {}).get("seconds")
+    has_eager = any(system["distance"] for system in systems.values())
     for batch, lengths in results["batches"].items():
         print(f"\n{batch}: {len(lengths)} x {max(lengths)}, padded / real tokens {padding_ratio(lengths):.2f}")
         if light:
             speed = [2 * 2048**3 / seconds for seconds in light["seconds"][batch]]
             print(f"{SPEED_OF_LIGHT}: {statistics.median(speed) / 1e9:.0f} GFLOP/s")
-        print(
-            "| system | ms | time / packed, paired (min to max) | over ideal | from eager | alone or in the batch |\n"
-            "|---|---|---|---|---|---|"
-        )
+        eager = ["from eager"] if has_eager else []
+        heads = ["system", "ms", "time / packed, paired (min to max)", "over ideal", *eager, "alone or in the batch"]
+        print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
         for name, system in systems.items():
             times = system["seconds"][batch]
             against = summary(ratios(times, packed_seconds[batch])) if packed_seconds else ""
             over = f"{statistics.median(ratios(times, [flops(lengths) / s for s in speed])):.2f}" if light else ""
-            distance = f"{system['distance'][batch]:.1e}" if system["distance"] else ""
+            distance = [f"{system['distance'][batch]:.1e}" if system["distance"] else ""] if has_eager else []
             drift = f"{system['drift'][batch]:.1e}"
-            print(f"| {name} | {statistics.median(times) * 1e3:.1f} | {against} | {over} | {distance} | {drift} |")
+            print(f"| {' | '.join([name, f'{statistics.median(times) * 1e3:.1f}', against, over, *distance, drift])} |")
 
 
 def print_table(results: Results) -> None:
