@@ -1,6 +1,7 @@
 """`pack` against the model: random rows, holes, dtypes, threads; equal bits alone and in the batch."""
 
 import copy
+import functools
 
 import torch
 
@@ -13,7 +14,6 @@ from .tools import accepted
 
 SHAPES = [{}, {"dim": 64, "hidden_dim": 192}, {"dim": 24, "n_heads": 3, "hidden_dim": 40, "activation": "relu"}]
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-MODELS = {}
 
 
 def make(source):
@@ -42,13 +42,12 @@ def make(source):
     }
 
 
+@functools.cache
 def models(head, config, dtype, threads):
-    key = (head, config, dtype, threads)
-    if key not in MODELS:
-        torch.manual_seed(0)
-        each = model(head, **SHAPES[config]).to(getattr(torch, dtype))
-        MODELS[key] = each, pack(each)
-    return MODELS[key]
+    """A model and its packed form, made while torch uses so many threads."""
+    torch.manual_seed(0)
+    each = model(head, **SHAPES[config]).to(getattr(torch, dtype))
+    return each, pack(each)
 
 
 def inputs_of(value, each):
@@ -88,7 +87,9 @@ def check_with_threads(value):
     real = real_tokens({"input_ids": ids, "attention_mask": mask})
     expected = each(**inputs, **states)
     difference = largest_difference(expected, output, real)
-    limit = {torch.float64: 1e-12, torch.float32: 3e-5}.get(each.dtype) or 8 * rounding(each, inputs, real)
+    limit = {"float64": 1e-12, "float32": 3e-5}.get(value["dtype"])
+    if limit is None:  # the errors of both, and as much again: there are rarer inputs than those that `rounding` tries
+        limit = 4 * rounding(value["head"], value["config"], value["dtype"])
     assert difference <= limit, f"differs by {difference}, more than {limit}"
     if fast.batch_invariant:
         for row in range(len(ids)):
@@ -96,17 +97,18 @@ def check_with_threads(value):
     return True
 
 
-def rounding(each, inputs, real):
-    """By how much the hidden states and the result of the model itself differ from those in float64."""
-    exact = copy.deepcopy(each).double()
-    exact_inputs = {n: x.double() if x is not None and x.is_floating_point() else x for n, x in inputs.items()}
-    states = {"output_hidden_states": True}
-    of_model, of_exact = tensors(each(**inputs, **states)), tensors(exact(**exact_inputs, **states))
-    worst = 0.0
-    for name, tensor in of_model.items():
-        at = real if is_by_token(name, tensor) else ...
-        worst = max(worst, (tensor[at] - of_exact[name][at]).abs().max().item())
-    return worst
+@functools.cache
+def rounding(head, config, dtype):
+    """The largest error of the model itself against float64, over 64 rows of 16 tokens.
+
+    Not that of the input at hand: a few numbers alone can be nearly exact by chance.
+    """
+    each, _ = models(head, config, dtype, 1)
+    torch.manual_seed(0)
+    inputs = batch(head, "ones", (64, 16))
+    of_model = tensors(each(**inputs, output_hidden_states=True))
+    exact = tensors(copy.deepcopy(each).double()(**inputs, output_hidden_states=True))
+    return max((tensor - exact[name]).abs().max().item() for name, tensor in of_model.items())
 
 
 def compare_alone(fast, inputs, states, output, row, ids):
@@ -117,9 +119,8 @@ def compare_alone(fast, inputs, states, output, row, ids):
     alone = {name: x[row : row + 1].narrow(ids.ndim - 1, 0, end) for name, x in inputs.items() if x is not None}
     own, together = tensors(fast(**alone, **states)), tensors(output)
     for name, tensor in own.items():
-        part = together[name].unflatten(0, (len(ids), -1))[
-            row
-        ]  # hidden states of multiple choice: a row for each choice
+        # hidden states of multiple choice have a row for each choice
+        part = together[name].unflatten(0, (len(ids), -1))[row]
         if is_by_token(name, tensor):
             part = part[:, : tensor.shape[1]]
         assert torch.equal(tensor, part), f"{name} of row {row} has other bits alone"

@@ -114,7 +114,7 @@ def hostile(source):
         (RAN.append, ("append",)),
         (os.system, ("true",)),
         (torch.load, ("/etc/passwd",)),
-        (bytearray, (1000,)),  # torch calls it with any number, and so takes any memory
+        (bytearray, (2**31,)),  # torch would call it with any number, and so take any memory
         (torch.Size, (size,)),
     ]
     kind = source.integer(0, len(calls) + 2)
