@@ -93,6 +93,9 @@ def pair(normalization, added):
             if accepted(lambda token=token: ours.add_tokens(AddedToken(**token))) is None:
                 PAIRS[key] = None
                 break
+            if token.get("normalized") and not ours._wordpiece.normalize(token["content"]):
+                PAIRS[key] = None  # only marks, which are stripped: the Rust library would search for it without end
+                break
             theirs.add_tokens(RustToken(**{"normalized": False, **token}))
     return PAIRS[key]
 
