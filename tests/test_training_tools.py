@@ -224,7 +224,7 @@ def test_the_vocabulary_shrinks_and_is_rounded_up():
     each.resize_token_embeddings(pad_to_multiple_of=64)
     assert each.config.vocab_size == 64
     parameter = each.get_input_embeddings().weight
-    each.resize_token_embeddings(64)
+    assert each.resize_token_embeddings(64) is each.resize_token_embeddings() is each.get_input_embeddings()
     assert each.get_input_embeddings().weight is parameter
     with pytest.raises(ValueError, match="vocab_size must be an integer from 1"):
         each.resize_token_embeddings(0)
