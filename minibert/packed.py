@@ -66,7 +66,7 @@ def pack(model: PreTrainedModel, *, int8: bool = False, batch_invariant: bool = 
             of `model.py`; int8 or batch invariance where this model or machine cannot have it.
     """
     check_packable(model)
-    if any(part.training for part in model.modules()):
+    if any(part.training for part in model.modules() if not isinstance(part, nn.ModuleList)):  # a slice of one is new
         raise ValueError(
             "a packed model is for inference: call model.eval() first; for training there is PackedForTraining"
         )
@@ -98,6 +98,11 @@ def check_hooks(model: nn.Module) -> None:
         raise ValueError(f"a packed model runs no hooks, but there are some on {where}: remove them before packing")
 
 
+def versions(weights: Sequence[Tensor]) -> list[int]:
+    """Return how often each tensor was changed in place; torch does not count this for tensors of inference mode."""
+    return [0 if weight.is_inference() else weight._version for weight in weights]
+
+
 def find_changed_part(model: PreTrainedModel) -> str | None:
     """Return in words where a model is not what its class builds; None if it is. Layers may be missing."""
     with torch.device("meta"):
@@ -121,6 +126,8 @@ class PackedModel:
         self.model = kernels.copy_structure(model)
         self.repack = partial(pack, int8=int8, batch_invariant=batch_invariant)
         self.config, self.device, self.dtype = model.config, model.device, model.dtype
+        self.weights = list(model.parameters())
+        self.versions = versions(self.weights)
         self.encoder = cast(DistilBertModel, getattr(self.model, "distilbert", self.model))
         self.kernels = kernels.use_kernels(self.model, self.encoder, choose_linear(self.model), int8)
 
@@ -169,8 +176,8 @@ class PackedModel:
 
         Raises:
             ValueError: see `model.check_inputs`. Also refused: labels, positions of answers, `output_attentions` and
-                `return_dict=False`; embeddings that require a gradient; a 4-D mask; lists; and, if the head reads
-                [CLS], a row that begins with padding.
+                `return_dict=False`; embeddings that require a gradient; a 4-D mask; lists; weights that have
+                changed since the model was packed; and, if the head reads [CLS], a row that begins with padding.
         """
         if isinstance(input_ids, list | tuple):
             raise ValueError("input_ids must be a (B, S) tensor, got a list: for rows without padding use .rows(lists)")
@@ -214,9 +221,15 @@ class PackedModel:
             (S, L), for multiple choice (1,); hidden states are (S, D). S is the length of the row.
 
         Raises:
-            ValueError: no rows; an empty row, or one longer than the position table; ids out of range; `at` for a head
-                that reads [CLS], or a position outside its row.
+            ValueError: a tensor, or one row alone; no rows; an empty row, or one longer than the position table; ids
+                out of range; `at` for a head that reads [CLS], or a position outside its row; weights that have changed
+                since the model was packed.
         """
+        if not isinstance(rows, Sequence) or not all(hasattr(row, "__len__") for row in rows):
+            raise ValueError(
+                f"rows needs a list of ids for each row, as in tokenizer(texts).input_ids, got {type(rows).__name__}; "
+                "a padded tensor goes into the ordinary call, with its mask"
+            )
         limit = self.config.max_position_embeddings
         lengths = [len(row) for row in rows]
         if not lengths or not 1 <= min(lengths) <= max(lengths) <= limit:
@@ -267,6 +280,8 @@ class PackedModel:
                 f"the model was packed as {self.dtype} on {self.device} and is now {shared.dtype} on {shared.device}: "
                 f"pack it again"
             )
+        if versions(self.weights) != self.versions:
+            raise ValueError("the model's weights have changed since it was packed: pack it again")
         n_blocks = len(self.encoder.transformer.layer)
         first_only = isinstance(model, CLS_HEADS) and not output_hidden_states and n_blocks > 0
         with torch.autocast(self.device.type, enabled=False):

@@ -225,7 +225,7 @@ class PreTrainedModel(nn.Module):
                 )
             raise ValueError(f"{where}: the file and the model do not match: {'; '.join(problems)}")
         model.load_state_dict(tensors, strict=False, assign=True)  # not strict: tied parameters and new layers follow
-        for name in sorted(new):
+        for name in [name for name, _ in model.named_children() if name in new]:  # transformers draws in this order
             model.init_weights(model.get_submodule(name).to_empty(device="cpu"))
         if new:
             logger.warning("%s: %s: new %s, drawn at random: train before use", where, cls.__name__, sorted(new))
