@@ -187,9 +187,8 @@ class PackedModel:
             raise ValueError("a packed model gives no tuple: leave out return_dict=False, and call .to_tuple()")
         if inputs_embeds is not None and inputs_embeds.requires_grad:
             raise ValueError("a packed model records no gradient: pass inputs_embeds.detach(), or use the model itself")
-        model, tokens = self.model, input_ids if inputs_embeds is None else inputs_embeds
-        n_choices = None
-        if isinstance(model, DistilBertForMultipleChoice) and tokens is not None:
+        model, n_choices = self.model, None
+        if isinstance(model, DistilBertForMultipleChoice):
             n_choices, (input_ids, attention_mask, inputs_embeds, position_ids) = flatten_choices(
                 input_ids, attention_mask, inputs_embeds, position_ids
             )
@@ -288,7 +287,9 @@ class PackedModel:
         with torch.autocast(self.device.type, enabled=False):
             each = encode(self.encoder, layout, tokens, position_ids, first_only)
             states = deque(each, None if output_hidden_states else 1)
-            x = states[-1] if chosen is None else states[-1][chosen]
+            x = states[-1]
+            if chosen is not None:
+                x = x[chosen]
             if isinstance(model, CLS_HEADS):
                 first = x if first_only else x[layout.first]  # (B, D), of the sorted rows
                 return model.head(first[:, None])[layout.order.argsort()], states

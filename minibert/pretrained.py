@@ -421,7 +421,7 @@ def as_device(device_map: object) -> torch.device | str | int:
 
 def with_rows(parameter: Tensor, size: int) -> nn.Parameter:
     """Return a parameter with `size` rows: its first ones, then the mean of all its rows; in a bias, zeros."""
-    new = parameter.mean(0, dtype=torch.float64, keepdim=True).to(parameter.dtype)
+    new = parameter.mean(0, dtype=torch.float64).to(parameter.dtype)
     if parameter.ndim == 1:
         new.zero_()
     rows = torch.cat([parameter[:size], new.expand(max(0, size - len(parameter)), *parameter.shape[1:])])
