@@ -47,7 +47,10 @@ def figures(seed):
 
 def test_a_plot_is_shown_by_a_notebook_as_an_image(figures):
     for figure in figures[1].values():
-        assert figure._repr_png_().startswith(b"\x89PNG")
+        png = figure._repr_png_()
+        assert png.startswith(b"\x89PNG")
+        width, height = (int.from_bytes(png[start : start + 4], "big") for start in (16, 20))
+        assert [width, height] == pytest.approx(110 * figure.get_size_inches(), abs=1)  # 110 dots an inch
 
 
 def test_a_heatmap_shows_each_number_under_its_names(figures):
@@ -81,6 +84,23 @@ def test_the_numbers_of_a_heatmap_stand_out_from_their_cells(figures):
             assert text.get_horizontalalignment() == text.get_verticalalignment() == "center"
 
 
+def test_a_heatmap_is_large_enough_for_its_numbers_and_dark_where_they_are_white():
+    pytest.importorskip("matplotlib")
+    values = torch.tensor(
+        [[1.18, -1.18, 1.2], [1.22, -1.22, 0.0]], dtype=torch.float64
+    )  # the darkest colour is that of 2
+    figure = heatmap(values, ["a", "b"], ["column", "c", "d"], "$a$", "bar", (-2.0, 2.0))  # 2 has the darkest colour
+    assert [text.get_color() for text in figure.axes[0].texts] == ["black"] * 3 + ["white"] * 2 + ["black"]
+    assert [text.get_position() for text in figure.axes[0].texts] == [(x, y) for y in range(2) for x in range(3)]
+    assert {tick.get_rotation() for tick in figure.axes[0].get_xticklabels()} == {0}  # six letters
+    axes = figure.axes[0]
+    assert not any(text.get_parse_math() for text in (axes.title, *axes.get_xticklabels(), *axes.get_yticklabels()))
+    assert figure.get_size_inches().tolist() == pytest.approx([4.5, 1.6 + 0.35 * 2])  # inches
+    wide = heatmap(torch.zeros(12, 12), ["r"] * 12, ["c"] * 12, "title", "bar", (0.0, 1.0))
+    assert wide.get_size_inches().tolist() == pytest.approx([2.2 + 0.6 * 12, 1.6 + 0.35 * 12])
+    assert wide.axes[0].images[0].cmap.name == "Blues"
+
+
 def test_names_that_are_long_are_turned(figures):
     assert {tick.get_rotation() for tick in figures[1]["pad mass"].axes[0].get_xticklabels()} == {0}
     figure = heatmap(torch.zeros(1, 2), ["a"], ["a column", "b"], "title", "bar", (0.0, 1.0))
@@ -93,6 +113,13 @@ def test_curves_go_through_the_numbers_of_the_report(figures):
     first, second = drawn["drift"].axes[0].lines
     assert torch.equal(torch.tensor(first.get_ydata()), reports["drift"].max[:, 0])
     assert first.get_label() == "text 0"
+    axes = drawn["drift"].axes[0]
+    assert (axes.get_xscale(), axes.get_yscale(), first.get_marker()) == ("linear", "linear", "o")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("after", "greatest difference")
+    assert axes.get_title() == "How far each padded text is from the same text alone, without the mask"
+    assert axes.get_xticklabels()[0].get_text() == "embeddings"
+    assert not any(text.get_parse_math() for text in axes.get_legend().get_texts())
+    assert drawn["drift"].get_size_inches().tolist() == [6, 3.6]
     assert torch.equal(torch.tensor(second.get_ydata()), reports["drift"].max[:, 1])
     axes = drawn["ladder"].axes[0]
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
