@@ -125,6 +125,14 @@ def test_rollout_of_one_layer_is_half_attention_half_residual():
     assert torch.allclose(flow, torch.tensor([[[0.625, 0.375, 0.0], [0.25, 0.75, 0.0], [0.0, 0.0, 0.0]]]))
 
 
+def test_rollout_of_two_layers_is_the_product_of_both():
+    first, second = torch.tensor([[0.5, 0.5], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.25, 0.75]])
+    heads = torch.stack([first, second])  # their mean is mixed with what a token passes on
+    flow = rollout([first[None, None], heads[None]], torch.ones(1, 2))
+    mean, identity = (first + second) / 2, torch.eye(2)
+    assert torch.allclose(flow[0], (mean + identity) / 2 @ (first + identity) / 2)
+
+
 def test_rollout_sends_everything_to_real_tokens_with_or_without_the_mask():
     each, inputs = model(), batch()
     real = inputs["attention_mask"].bool()
@@ -158,6 +166,25 @@ def test_integrated_gradients_sum_to_the_change_of_the_logit():
     assert torch.allclose(result.explained, result.to_explain, atol=1e-3)
     assert (result.scores[inputs["attention_mask"] == 0] == 0).all()
     assert len(str(result).splitlines()) == 1 + 3 * 7
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_integrated_gradients_are_taken_at_the_middle_of_each_part_of_the_way(steps):
+    each, inputs = model(CLASSIFIER, pad_token_id=3).double(), batch()
+    target, words = torch.tensor([0, 1, 0]), each.distilbert.embeddings.word_embeddings
+    embeds, baseline = words(inputs["input_ids"]).detach(), words(torch.full((3, 7), 3)).detach()
+    gradients = []
+    for middle in {1: [1 / 2], 2: [1 / 4, 3 / 4]}[steps]:
+        at = (baseline + middle * (embeds - baseline)).requires_grad_()
+        logits = each(inputs_embeds=at, attention_mask=inputs["attention_mask"]).logits
+        gradients.append(torch.autograd.grad(logits[range(3), target].sum(), at)[0])
+    result = integrated_gradients(each, inputs, target, steps=steps)
+    assert torch.allclose(result.scores, ((embeds - baseline) * sum(gradients)).sum(-1) / steps)
+    with torch.no_grad():
+        start = each(inputs_embeds=baseline, attention_mask=inputs["attention_mask"]).logits
+        gained = (each(**inputs).logits - start)[range(3), target]
+    assert torch.allclose(result.to_explain, gained)
+    assert torch.equal(integrated_gradients(each, inputs).scores, integrated_gradients(each, inputs, steps=32).scores)
 
 
 def test_attributions_that_cannot_be_are_refused():

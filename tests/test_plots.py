@@ -1,5 +1,6 @@
 """Reports draw themselves, and a notebook shows the drawings without a magic line."""
 
+import dataclasses
 import re
 import sys
 
@@ -149,7 +150,13 @@ def test_an_attribution_is_coloured_text_in_a_notebook(attribute):
         assert (red == "50") == (score > 0)
         assert float(strength) == pytest.approx(0.7 * abs(score) / scores.abs().max().item(), abs=0.006)
     assert str(report).splitlines()[1].split()[:2] == ["0", "$"]
-    assert "<table>" in attribute(each, inputs)._repr_html_()  # without tokens: numbers
+    assert re.findall(r"<div>class (\d):", shown) == [str(target) for target in report.target.tolist()]
+    assert [float(x) for x in re.findall(r'title="([^"]*)"', shown)] == pytest.approx(scores.tolist(), rel=1e-2)
+    plain = attribute(each, inputs)  # without tokens: numbers
+    assert "<table>" in plain._repr_html_()
+    assert [line.split()[:2] for line in str(plain).splitlines()[1:]] == [[f"{i // 7}", f"{i % 7}"] for i in range(21)]
+    nothing = dataclasses.replace(report, scores=torch.zeros(3, 7))
+    assert set(re.findall(r"rgba\(([^)]*)\)", nothing._repr_html_())) == {"230, 60, 50, 0.00"}
 
 
 def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
