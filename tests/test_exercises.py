@@ -250,8 +250,9 @@ LEAST = torch.finfo(torch.float32).min
     ("wrong", "fault"),
     [
         (
-            wrong_where(lambda mask, dtype: mask.dtype == torch.long),
-            f"numbers (B, S), torch.float32: {[0.0] * 6}, not {[0.0, 0.0, LEAST, 0.0, LEAST, LEAST]}",
+            lambda mask, dtype: mask[:, None, None, :].to(dtype),
+            "numbers (B, S), torch.float32: [1.0, 1.0, 0.0, 1.0, 0.0, 0.0], not "
+            f"{[0.0, 0.0, LEAST, 0.0, LEAST, LEAST]}",
         ),
         (
             wrong_where(lambda mask, dtype: mask.dtype == torch.bool),

@@ -15,6 +15,7 @@ from minibert.study import (
     trace,
     walk,
 )
+from minibert.study.interventions import Patching
 
 from .models import HEADS, batch, model
 
@@ -104,6 +105,46 @@ def test_patching_a_head_puts_in_its_output_of_the_clean_run():
     assert result.patched.shape == (2, 4)
     assert result.patched[1, 2].item() == pytest.approx(expected, abs=1e-6)
     assert result.to_dict()["axes"] == ["layer", "head"]
+
+
+@pytest.mark.parametrize(("points", "names"), [("position", ["hidden state", "position"]), ("head", ["layer", "head"])])
+def test_every_place_is_patched_in_turn(points, names):
+    each, clean, corrupt = model(CLASSIFIER).double(), batch(), batch()  # 1, 4 and 7 real tokens
+    real, metric = clean["attention_mask"].bool(), lambda output: output.logits[:, 1].sum()
+    blocks = [f"distilbert.transformer.layer.{i}." for i in range(2)]
+    if points == "head":
+        places = [block + "attention.context" for block in blocks]
+    else:
+        places = ["distilbert.embeddings", *(block + "output_layer_norm" for block in blocks)]
+    result = patch(each, clean, corrupt, points, metric)
+    with capture(each, *places) as said, torch.no_grad():
+        assert result.clean == metric(each(**clean)).item()
+    expected = []
+    for place in places:
+        row = []
+        for index in range(4 if points == "head" else 7):
+            chosen = torch.zeros(3, 4, 7, 8) if points == "head" else torch.zeros(3, 7, 32)
+            if points == "head":
+                chosen[:, index] = real[:, :, None]
+            else:
+                chosen[:, index] = real[:, index, None]
+            put = lambda value, chosen=chosen, place=place: torch.where(chosen.bool(), said[place], value)  # noqa: E731
+            with edit(each, {place: put}), torch.no_grad():
+                row.append(metric(each(**corrupt)).item())
+        expected.append(row)
+    assert torch.allclose(result.patched.double(), torch.tensor(expected, dtype=torch.float64), atol=1e-6)
+    assert list(result.axes) == names
+    assert result.columns == [f"{names[1]} {i}" for i in range(len(row))]
+
+
+def test_a_patching_prints_how_much_of_the_way_each_place_restores():
+    patched = torch.tensor([[1.0, 2.0], [3.0, 1.5]])
+    assert str(Patching(("layer", "head"), ["head 0", "head 1"], 3.0, 1.0, patched)).splitlines() == [
+        "clean 3.0000, corrupt 1.0000; restored by each place:",
+        "layer  head 0  head 1",
+        "    0      0%     50%",
+        "    1    100%     25%",
+    ]
 
 
 def test_batches_that_do_not_line_up_are_refused():

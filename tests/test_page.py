@@ -324,6 +324,19 @@ def test_figure_grows_with_its_panels_and_tokens(loaded):
     assert one[1] == two[1] < longer[1]
     assert one[0] < longer[0]
     assert two[0] == pytest.approx(one[0] + one[1])
+    assert two.tolist() == pytest.approx([2 * (1.4 + 0.22 * 11) + 0.6, 1.4 + 0.22 * 11])  # inches, 11 tokens
+
+
+def test_figure_is_of_the_row_that_is_asked_for(loaded):
+    pytest.importorskip("matplotlib")
+    (panel, _) = attention_figure(*loaded, TEXTS, row=1, masks=[True]).axes
+    assert [label.get_text() for label in panel.get_xticklabels()][:3] == "[CLS] but what".split()
+    assert not panel.patches  # no padding in this row
+    with capture(loaded[0], "*.layer.0.attention.probs") as steps, torch.no_grad():
+        loaded[0](**loaded[1](TEXTS, padding=True, return_tensors="pt"))
+    (probs,) = steps.values()
+    assert np.array_equal(panel.images[0].get_array(), probs[1, 0].numpy())
+    assert not any(label.get_parse_math() for label in (*panel.get_xticklabels(), *panel.get_yticklabels()))
 
 
 def test_figure_shows_the_probabilities_with_the_padding_hatched(loaded, tmp_path):

@@ -16,7 +16,7 @@ from minibert.study import (
     patch,
     precision_ladder,
 )
-from minibert.study.plots import heatmap
+from minibert.study.plots import curves, heatmap
 
 from .models import batch, model
 
@@ -104,7 +104,7 @@ def test_a_heatmap_is_large_enough_for_its_numbers_and_dark_where_they_are_white
 
 def test_names_that_are_long_are_turned(figures):
     assert {tick.get_rotation() for tick in figures[1]["pad mass"].axes[0].get_xticklabels()} == {0}
-    figure = heatmap(torch.zeros(1, 2), ["a"], ["a column", "b"], "title", "bar", (0.0, 1.0))
+    figure = heatmap(torch.zeros(1, 2), ["a"], ["columns", "b"], "title", "bar", (0.0, 1.0))
     assert {tick.get_rotation() for tick in figure.axes[0].get_xticklabels()} == {90}
     assert (figure.axes[0].get_title(), figure.axes[1].get_ylabel()) == ("title", "bar")
 
@@ -128,6 +128,14 @@ def test_curves_go_through_the_numbers_of_the_report(figures):
     assert torch.equal(lines["without the mask"], reports["ladder"].without_mask[:, -1])
     with_mask = reports["ladder"].with_mask[:, -1]
     assert torch.equal(lines["with the mask"].nan_to_num(0), with_mask)  # an exact 0 has no place on such an axis
+
+
+def test_a_0_has_a_place_on_plain_axes_only():
+    pytest.importorskip("matplotlib")
+    values = {"a": torch.tensor([0.0, 1.0, 2.0])}
+    plain, logarithmic = (curves([1, 2, 3], values, "", "", "", log).axes[0].lines[0] for log in (False, True))
+    assert plain.get_ydata().tolist() == [0, 1, 2]
+    assert str(logarithmic.get_ydata().tolist()) == "[nan, 1.0, 2.0]"
 
 
 def test_tokens_that_do_not_fit_are_refused():

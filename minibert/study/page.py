@@ -181,7 +181,7 @@ def _predictions(
     elif isinstance(model, DistilBertForMaskedLM):
         for i, token in enumerate(tokens):
             if token == tokenizer.mask_token:
-                best = output.logits[row, i].softmax(-1).topk(3)
+                best = output.logits[row, i].softmax(0).topk(3)
                 words = tokenizer.convert_ids_to_tokens(best.indices.tolist())
                 shares = best.values.tolist()
                 yield f"{token} at {i}", ", ".join(f"{w} {p:.1%}" for w, p in zip(words, shares, strict=True))
