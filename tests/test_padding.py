@@ -33,7 +33,7 @@ from minibert.study.padding import (
     padding_drift,
     precision_ladder,
 )
-from minibert.study.rows import read_batch
+from minibert.study.rows import read_batch, real_part, run
 from minibert.study.steps import edit
 
 from .models import HEADS, batch, model
@@ -141,6 +141,61 @@ def test_a_row_alone_keeps_its_positions():
     assert (ladder.with_mask < 1e-12).all()
     given = batch() | {"position_ids": torch.tensor([[6, 5, 4, 3, 2, 1, 0]]).expand(3, 7)}
     assert read_batch(model(), given).alone(1).position_ids.tolist() == [[6, 5, 4, 3]]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "part"),
+    [
+        ("0.q", (2, 4, 3, 3), "queries"),
+        ("0.context", (2, 4, 3, 3), "queries"),
+        ("0.scores", (2, 4, 3, 3), "both"),
+        ("0.masked_scores", (2, 4, 3, 3), "both"),
+        ("0.probs", (2, 4, 3, 3), "both"),
+        ("0.dropout", (2, 4, 3, 3), "both"),
+        ("0.mask", (2, 1, 1, 3), "keys"),
+        ("0.mask", (2, 1, 3, 3), "both"),
+        ("dropout", (2, 3, 8), "tokens"),
+        ("logits", (2, 3, 5), "tokens"),
+        ("start_logits", (2, 3), "spans"),
+        ("end_logits", (2, 3), "spans"),
+        ("logits", (2, 3), "all"),
+        ("pre_classifier", (2, 8), "all"),
+        ("loss", (), "all"),
+    ],
+)
+def test_which_numbers_of_a_value_belong_to_real_tokens(name, shape, part):
+    real = torch.tensor([[True, True, False], [False, True, True]])
+    parts = {
+        "queries": real[:, None, :, None],
+        "keys": real[:, None, None, :],
+        "both": real[:, None, :, None] & real[:, None, None, :],
+        "tokens": real[:, :, None],
+        "spans": real,
+        "all": torch.tensor(True),
+    }
+    found = real_part(name, torch.zeros(shape), real)
+    assert torch.equal(found.expand(shape), parts[part].expand(shape))
+
+
+@pytest.mark.parametrize("mask", [True, False])
+@each_head
+def test_a_run_gives_the_hidden_states_and_the_logits_with_the_mask_or_without(head, mask):
+    each, inputs = model(head), batch(head)
+    rows = read_batch(each, inputs)
+    stages = run(each, rows, mask)
+    with torch.no_grad():
+        output = each(inputs["input_ids"], inputs["attention_mask"] if mask else None, output_hidden_states=True)
+    assert list(stages)[:3] == ["embeddings", "layer 0", "layer 1"]
+    assert all(map(torch.equal, stages.values(), output.hidden_states))
+    if head == "DistilBertForQuestionAnswering":
+        assert torch.equal(stages["logits"], torch.stack([output.start_logits, output.end_logits], dim=-1))
+    elif head != "DistilBertModel":
+        assert torch.equal(stages["logits"].flatten(), output.logits.flatten())
+    assert len(stages) == 3 + (head != "DistilBertModel")
+    assert rows.inputs(mask).keys() == {"input_ids", "attention_mask", "position_ids"}
+    padded = rows.real & ~rows.real.all(dim=1, keepdim=True)
+    assert torch.equal(rows.padded_queries, padded)
+    assert torch.equal(rows.position_ids, torch.arange(7).expand_as(rows.input_ids))
 
 
 # Padding on the left
@@ -262,6 +317,19 @@ def test_what_each_mask_makes_of_a_row_with_nothing_to_attend_to(kind, outcomes)
     assert torch.allclose(report.row_sum[0, :, 0], expected, atol=2**-8, equal_nan=True)
     assert torch.allclose(report.pad_mass, report.row_sum, equal_nan=True)
     assert report.deviation.isnan().all()
+
+
+def test_each_kind_dtype_and_row_has_its_own_deviation():
+    scores, mask = torch.cat([SCORES, 2 * SCORES]), torch.tensor([[1, 1, 0], [0, 1, 1]])
+    report = compare_masks(scores, mask, ["-inf", "rows"], [torch.float64, torch.float32])
+    assert report.deviation.shape == report.pad_mass.shape == report.row_sum.shape == (2, 2, 2)
+    assert (report.deviation[0] < 1e-6).all()
+    # Exponentials of 1, 2, 1 and of 1, 4, 1: unmasked the hidden key gets 1/4 and 1/6, and the others lack it.
+    expected = torch.tensor([[1 / 4, 1 / 6]] * 2, dtype=torch.float64)
+    assert torch.allclose(report.deviation[1], expected, atol=1e-6)
+    assert torch.allclose(report.pad_mass[1], expected, atol=1e-6)
+    assert (report.pad_mass[0] == 0).all()
+    assert torch.allclose(report.row_sum, torch.ones(2, 2, 2).double(), atol=1e-6)
 
 
 def test_float16_turns_its_own_minimum_into_infinity_beside_a_score_of_minus_16():
@@ -431,8 +499,8 @@ def test_each_route_is_the_one_that_its_mask_leaves_open(head, mask):
     patterns = torch.ones(4, 3, 1, 7, 7, dtype=torch.bool)  # no token, [CLS], the others, all
     for row in range(3):
         for query in range(7):
-            for run in [1, 3] if query == first[row] else [2, 3]:
-                patterns[run, row, 0, query] = real[row]
+            for number in [1, 3] if query == first[row] else [2, 3]:
+                patterns[number, row, 0, query] = real[row]
     with torch.no_grad():
         outputs = [each(ids, pattern) for pattern in patterns]
     results = [
