@@ -89,6 +89,7 @@ PLANTED = {
     "mask in the mean only": [
         lambda size: mean(without_mask(ours(**size))),
         lambda size: normalized(mean(without_mask(ours(**size)))),
+        lambda size: with_head(mean(without_mask(ours(**size)))),
     ],
     "padding leaks": [lambda size: greatest(ours(**size))],  # a maximum that forgot the mask
 }
@@ -194,6 +195,13 @@ def test_padding_on_the_other_side_is_reported_whatever_comes_of_it():
     report = audit(moved_by(0.5, lambda mask: mask.shape[1] == 7 and mask[0, 0] == 0), batch())
     assert report.passed
     assert [check.difference for check in report.checks] == [0, 0, 0, 0.5]
+
+
+def test_one_padded_slot_is_enough_to_find_a_leak_but_not_to_name_it():
+    inputs = {"input_ids": torch.tensor([[5, 6, 7], [6, 5, 0]]), "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}
+    right = ours()
+    assert audit(right, inputs).passed
+    assert audit(mean(right, torch.ones_like), inputs).findings == ["padding leaks"]
 
 
 def test_a_single_text_gets_one_neighbour():
@@ -399,6 +407,7 @@ def test_the_report_prints_and_goes_into_json():
         ({"attention_mask": torch.full((3, 7), 0.5)}, "must hold only 0 .* got 0.5"),
         ({"attention_mask": torch.zeros(3, 7)}, "row .0. is all 0"),
         ({"attention_mask": torch.ones(3, 7)}, "nothing is padded: all rows have 7 tokens"),
+        ({"input_ids": torch.ones(3), "attention_mask": torch.ones(3)}, r"must be \(B, S\), got \(3,\), \(3,\)"),
         ({"input_ids": torch.full((3, 7), 5)}, "every real token has the id 5"),
     ],
 )
@@ -412,6 +421,8 @@ def test_inputs_that_show_nothing_are_refused(change, message):
     [
         (lambda ids, mask: model()(ids, mask), "must return a tensor, got EncoderOutput: choose one of its values"),
         (lambda ids, mask: ids.sum(), r"a row for each of 1 texts, got \(\)"),
+        (lambda ids, mask: torch.ones(5, 2), r"a row for each of 1 texts, got \(5, 2\)"),
+        (lambda ids, mask: torch.ones(len(ids), 0), r"a row for each of 1 texts, got \(1, 0\)"),
         (lambda ids, mask: torch.rand(len(ids), 4), "another result for the same input: switch dropout off"),
     ],
 )

@@ -16,6 +16,7 @@ from minibert.study import (
     patch,
     precision_ladder,
 )
+from minibert.study.padding import PaddingDrift, PadMass
 from minibert.study.plots import curves, heatmap
 
 from .models import batch, model
@@ -124,10 +125,24 @@ def test_curves_go_through_the_numbers_of_the_report(figures):
     assert torch.equal(torch.tensor(second.get_ydata()), reports["drift"].max[:, 1])
     axes = drawn["ladder"].axes[0]
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert all(torch.equal(torch.tensor(line.get_xdata()), reports["ladder"].eps) for line in axes.lines)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("eps of the dtype", "greatest difference")
     lines = {line.get_label(): torch.tensor(line.get_ydata()) for line in axes.lines}
+    assert torch.equal(lines["eps"], reports["ladder"].eps)
     assert torch.equal(lines["without the mask"], reports["ladder"].without_mask[:, -1])
     with_mask = reports["ladder"].with_mask[:, -1]
     assert torch.equal(lines["with the mask"].nan_to_num(0), with_mask)  # an exact 0 has no place on such an axis
+
+
+def test_a_plot_says_whether_the_mask_was_on():
+    pytest.importorskip("matplotlib")
+    share = PadMass(True, torch.tensor([[0.25, 0.5]]), 0.125)
+    for report, how in ((share, "with"), (dataclasses.replace(share, mask=False), "without")):
+        axes, bar = report.plot().axes
+        assert axes.get_title() == f"Attention to padding {how} the mask"
+        assert bar.get_ylabel() == "share (evenly spread: 0.12)"
+    drift = PaddingDrift(True, ["a", "b"], torch.zeros(2, 1), torch.zeros(2, 1), torch.ones(2, 1))
+    assert drift.plot().axes[0].get_title().endswith("alone, with the mask")
 
 
 def test_a_0_has_a_place_on_plain_axes_only():

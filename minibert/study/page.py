@@ -168,7 +168,7 @@ def _predictions(
     names = model.config.id2label
     if isinstance(model, DistilBertForSequenceClassification):
         logits = output.logits[row]
-        for i, (logit, share) in enumerate(zip(logits.tolist(), logits.softmax(-1).tolist(), strict=True)):
+        for i, (logit, share) in enumerate(zip(logits.tolist(), logits.softmax(0).tolist(), strict=True)):
             yield names[i], f"{logit:.4f} ({share:.1%})"
     elif isinstance(model, DistilBertForTokenClassification):
         for i, label in enumerate(output.logits[row].argmax(-1).tolist()):
