@@ -23,6 +23,8 @@ class ModelOutput(Mapping[str, Any], dict[str, Any]):  # type: ignore[misc, meta
             first[1], Mapping | Iterator
         ):  # accelerate and DataParallel: type(output)({"logits": …}) or pairs
             vars(self).update({first[0]: None} | dict(first[1]))
+        if torch._C._is_tracing():  # torch.jit.trace, which reads the inherited dict, and crashes where that is empty
+            dict.update(self, self._present())
 
     def _present(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if value is not None}

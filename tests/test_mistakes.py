@@ -134,3 +134,56 @@ def test_another_vector_is_pooled(name, pooled):
         given = mistaken(original, name)(**inputs()).logits
         hidden = original.pre_classifier(pooled(states, inputs()["attention_mask"][:, :, None].double())).relu()
     assert torch.allclose(given, original.classifier(hidden), rtol=1e-10)
+
+
+@pytest.mark.parametrize("mask", ["none", "pattern"])
+def test_the_mean_is_over_all_tokens_where_no_padding_mask_says_which_are_real(mask):
+    original, each = model(CLASSIFIER).double(), inputs()
+    each["attention_mask"] = None if mask == "none" else torch.ones(3, 1, 7, 7).tril().bool()
+    wrong = mistaken(original, "mean pooling in place of [CLS]")
+    with torch.no_grad():
+        for _ in range(2):  # nothing is left of the forward before
+            pooled = original.distilbert(**each).last_hidden_state.mean(1)
+            expected = original.classifier(original.pre_classifier(pooled).relu())
+            assert torch.allclose(wrong(**each).logits, expected, rtol=1e-10)
+
+
+def test_without_a_mask_its_mistakes_change_nothing():
+    original, each = model().double(), {"input_ids": inputs()["input_ids"]}
+    for name in ("scores multiplied by the mask", "mask multiplied after the softmax", "no mask"):
+        with torch.no_grad():
+            same = mistaken(original, name)(**each).last_hidden_state
+            assert torch.equal(same, original(**each).last_hidden_state)
+
+
+BLOCKS = {
+    "no residual around the attention": ("sa_residual", lambda v: v["attention.out_lin"]),
+    "no residual around the FFN": ("output_residual", lambda v: v["ffn.lin2"]),
+    "block's input added after the FFN": ("output_residual", lambda v: v["ffn.lin2"] + v["input"]),
+    "no output projection": ("attention.out_lin", lambda v: v["attention.context"].transpose(1, 2).flatten(2)),
+    "v from k_lin": ("attention.v_lin", lambda v: v["attention.k_lin"]),
+    "heads interleaved": ("attention.q", lambda v: v["attention.q_lin"].view(3, 7, E, 4).permute(0, 3, 1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_mistake_in_a_block_is_made_in_each_layer(name, layer):
+    wrong = mistaken(model().double(), name)
+    with capture(wrong, "*") as values, torch.no_grad():
+        wrong(**inputs())
+    prefix = f"transformer.layer.{layer}."
+    steps = {step.removeprefix(prefix): value for step, value in values.items() if step.startswith(prefix)}
+    steps["input"] = values["embeddings" if layer == 0 else "transformer.layer.0"]
+    step, expected = BLOCKS[name]
+    assert torch.allclose(steps[step], expected(steps), rtol=1e-10, atol=1e-12)
+
+
+def test_parameters_are_shared_and_modules_are_not():
+    original = model(CLASSIFIER)
+    wrong = mistaken(original, "tanh GELU")
+    ours, theirs = dict(original.named_parameters()), dict(wrong.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name] is theirs[name] for name in ours)
+    twins = zip(original.modules(), wrong.modules(), strict=True)
+    assert not any(module is twin or module._forward_hooks is twin._forward_hooks for module, twin in twins)

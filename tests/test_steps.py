@@ -212,6 +212,7 @@ def test_the_mask_of_one_layer_may_be_made_one_of_each_head():
     [
         ("transformer.layer.0.attention.prob", r"did you mean transformer\.layer\.0\.attention\.probs\?$"),
         ("*.prob", r"did you mean \*\.probs\?$"),
+        ("*.attention.n_lin", r"did you mean \*\.attention\.v_lin or \*\.attention\.q_lin or \*\.attention\.k_lin\?$"),
         ("*.layer.1.*.score", r"did you mean \*\.layer\.1\.\*\.scores\?$"),
         ("distilbert.embeddings.sum", r"did you mean embeddings\.sum"),
         ("xyz", r"fits 'xyz'$"),
@@ -283,6 +284,7 @@ def test_a_capture_shown_by_itself_says_what_it_is():
     shown = repr(capture(model(), "*.probs"))
     assert shown.startswith("a capture of 2 values of DistilBertModel, from transformer.layer.0.attention.probs to ")
     assert "with capture(model, …) as steps:" in shown
+    assert capture(model()).limit == 8 * 1024**3  # bytes
 
 
 def test_a_capture_may_be_used_again():
