@@ -97,6 +97,7 @@ def test_tensors_in_tensors_out(kind, make):
             "labels cannot be a tensor: pad it to one length, or remove what is not a number",
         ),
         ([{"input_ids": [2], "text": "a"}], {"return_tensors": "pt"}, ValueError, "text cannot be a tensor"),
+        (ROWS, {"return_tensors": "tf"}, ValueError, "return_tensors must be one of None, 'pt', 'np', not 'tf'"),
         ([], {"return_tensors": "pt"}, ValueError, "an empty batch cannot be a tensor"),
     ],
 )
