@@ -213,18 +213,24 @@ def test_an_unknown_keyword_is_kept_with_a_warning_and_not_saved():
         config.pruned_heads  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["output_attentions", "output_hidden_states"])
-def test_what_a_call_returns_is_not_asked_for_in_the_config(name):
-    config, message = DistilBertConfig(), rf"{name} is an argument of the call: model\(…, {name}=True\)"
+@pytest.mark.parametrize(
+    ("name", "value"), [("output_attentions", True), ("output_hidden_states", True), ("return_dict", False)]
+)
+def test_what_a_call_returns_is_not_asked_for_in_the_config(name, value, caplog):
+    config, message = DistilBertConfig(), rf"{name} is an argument of the call: model\(…, {name}={value}\)"
     for ask in (
-        lambda: setattr(config, name, True),
-        lambda: DistilBertConfig(**{name: True}),
-        lambda: config.changed(**{name: True}),
+        lambda: setattr(config, name, value),
+        lambda: DistilBertConfig(**{name: value}),
+        lambda: config.changed(**{name: value}),
     ):
         with pytest.raises(ValueError, match=message):
             ask()
-    setattr(config, name, False)  # asks for nothing
-    assert DistilBertConfig.from_dict(DistilBertConfig().to_dict() | {name: True}) == config  # files may hold it
+    setattr(config, name, not value)  # asks for nothing
+    content = DistilBertConfig().to_dict()
+    assert DistilBertConfig.from_dict(content | {name: not value}) == config
+    assert not caplog.messages
+    assert DistilBertConfig.from_dict(content | {name: value}) == config  # files may hold it
+    assert caplog.messages == [f"config.json asks for {name}={value} in all calls: ignored"]
 
 
 @pytest.mark.parametrize("given", ["id2label", "label2id"])
