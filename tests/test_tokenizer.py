@@ -461,6 +461,9 @@ def test_offsets_of_tokens_that_take_the_white_space_beside_them():
     assert encoding.offset_mapping == [(0, 1), (1, 6), (7, 12), (12, 13)]
     encoding = with_added(AddedToken(" x", rstrip=True))(" x xa", return_offsets_mapping=True, add_special_tokens=False)
     assert encoding.offset_mapping == [(0, 3), (2, 4), (4, 5)]  # one space belongs to both
+    stripped = with_added(AddedToken(" x", lstrip=True, rstrip=True))
+    encoding = stripped(" x xa", return_offsets_mapping=True, add_special_tokens=False)
+    assert encoding.offset_mapping == [(0, 3), (3, 4), (4, 5)]
 
 
 def test_texts_that_are_split_into_words():
@@ -550,6 +553,11 @@ def test_decoding():
     assert UNCASED.decode(VOCAB["##ing"]) == "##ing"
     assert UNCASED.decode(torch.tensor(VOCAB["the"])) == "the"
     assert UNCASED.decode([]) == ""
+    tokenizer = with_added(
+        AddedToken(" .x"), AddedToken("' s"), AddedToken("do not")
+    )  # as the Rust library cleans them
+    assert tokenizer.decode(tokenizer.encode("a .x' sdo not")) == "[CLS] a .x's don't [SEP]"
+    assert tokenizer.decode(tokenizer.encode(" .xa"), True, True) == ".x a"
     assert UNCASED.convert_tokens_to_string(["token", "##ization", "."]) == "tokenization."
     assert DistilBertTokenizer(VOCAB, clean_up_tokenization_spaces=True).decode(ids[7:12]) == "we don't do"
 

@@ -34,7 +34,6 @@ from .unicode_tables import (
 )
 
 MAX_WORD_CHARS = 100  # a longer word is [UNK], whatever its pieces
-NO_SPACE_BEFORE = (".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re")  # in `join_pieces`
 CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 SPACE = re.compile(r"[^\S\x1c-\x1f]")  # what lstrip and rstrip take; for the Rust library \x1c to \x1f are not spaces
@@ -236,7 +235,7 @@ class _Finder:
     def split(self, text: str) -> list[tuple[int, str, int | None]]:
         """Split a text into the tokens found, each with its index and id, and the text between them, with None as id.
 
-        White space that a token takes with `rstrip` may also begin the token after it.
+        White space that a token takes with `rstrip` may also begin the next token, if that has no `lstrip`.
         """
         parts: list[tuple[int, str, int | None]] = []
         end = 0
@@ -245,8 +244,10 @@ class _Finder:
             start, stop = match.span()
             if token.single_word and any(map(is_word_character, text[start - 1 : start] + text[stop : stop + 1])):
                 continue
-            while token.lstrip and start > end and SPACE.match(text, start - 1, start):
-                start -= 1
+            if token.lstrip:
+                start = max(start, end)
+                while start > end and SPACE.match(text, start - 1, start):
+                    start -= 1
             while token.rstrip and SPACE.match(text, stop):
                 stop += 1
             parts += [(end, text[end:start], None), (start, text[start:stop], token_id)]
@@ -261,9 +262,13 @@ def join_pieces(pieces: list[str], clean_up: bool) -> str:
         pieces: also added and special tokens.
         clean_up: also remove spaces around an apostrophe.
     """
-    text = "".join(pieces[:1])
-    for piece in pieces[1:]:
-        text += piece.removeprefix("##") if piece.startswith(("##", *NO_SPACE_BEFORE)) else f" {piece}"
-    for spaced in CLEAN_UP if clean_up else ():
+    spaced = pieces[:1] + [piece.removeprefix("##") if piece.startswith("##") else f" {piece}" for piece in pieces[1:]]
+    text = "".join(remove_spaces(piece).replace(" do not", " don't") for piece in spaced)
+    return remove_spaces(text) if clean_up else text
+
+
+def remove_spaces(text: str) -> str:
+    """Remove spaces before a full stop, a comma and the like."""
+    for spaced in CLEAN_UP:
         text = text.replace(spaced, spaced.strip())
     return text
