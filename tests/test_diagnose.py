@@ -396,7 +396,9 @@ def test_the_coarsest_dtype_is_that_of_a_value_that_is_not_whole_numbers():
 def test_no_rounding_at_all_may_be_asked_for(classifier):
     right, inputs = classifier
     logits = output(right, inputs).logits
-    assert diagnose(right, inputs, logits, tolerance=0.0).verdict == "right"
+    report = diagnose(right, inputs, logits, tolerance=0.0)
+    assert report.verdict == "right"
+    assert report.given == [GivenValue("logits", tuple(logits.shape), 0.0, None, 0.0, "OK")]
     assert diagnose(right, inputs, logits + 1e-3, tolerance=0.0).verdict == "unknown"
 
 

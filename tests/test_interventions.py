@@ -153,6 +153,9 @@ def test_batches_that_do_not_line_up_are_refused():
     other = inputs | {"attention_mask": torch.ones(3, 7, dtype=torch.long)}
     with pytest.raises(ValueError, match=r"got \[1, 4, 7\] in the clean one and \[7, 7, 7\] in the corrupt"):
         patch(each, inputs, other, "head", lambda output: output.logits[0, 0])
+    fewer = {name: value[:2] for name, value in inputs.items()}
+    with pytest.raises(ValueError, match=r"got \[1, 4, 7\] in the clean one and \[1, 4\] in the corrupt"):
+        patch(each, inputs, fewer, "head", lambda output: output.logits[0, 0])
     with pytest.raises(ValueError, match="the corrupt batch needs an attention_mask"):
         patch(each, inputs, {"input_ids": inputs["input_ids"]}, "head", lambda output: output.logits[0, 0])
     with pytest.raises(ValueError, match=r"nothing to restore: the metric of both runs is 2\.0000"):
