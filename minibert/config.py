@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from .checkpoint import CheckpointFiles, to_json, write_config
+from .terminal import visible
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ FILE_CHOICES = (
     *("subfolder", "variant", "gguf_file", "state_dict", "key_mapping", "from_tf", "from_flax"),
     *("quantization_config", "load_in_4bit", "load_in_8bit"),
 )
-CALL_ARGUMENTS = {"output_attentions", "output_hidden_states"}
+CALL_ARGUMENTS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}  # what models do
 ACTIVATIONS = ("gelu", "relu")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 LARGEST_SIZE = 1_000_000  # far above any real checkpoint; a wrong number in a file must not allocate terabytes
@@ -101,7 +102,7 @@ class DistilBertConfig:
             raise ValueError(f"label2id must map names to class numbers, got {label2id!r:.200}")
         if label2id is not None and values.get("id2label") is None:
             values["id2label"] = {i: label for label, i in label2id.items()}
-        for name in CALL_ARGUMENTS & values.keys():
+        for name in CALL_ARGUMENTS.keys() & values.keys():
             check_call_argument(name, values[name])
         names = {field.name for field in fields(self)}
         if unknown := sorted(values.keys() - names):
@@ -200,6 +201,9 @@ class DistilBertConfig:
         if isinstance(labels, Mapping) and content.get("num_labels") not in (None, len(labels)):
             logger.warning("id2label names %d classes of %s: ignored", len(labels), content["num_labels"])
             content["id2label"] = None  # fine-tuning in 2020 kept the old names
+        for name, value in CALL_ARGUMENTS.items():
+            if content.get(name, value) not in (value, None):
+                logger.warning("config.json asks for %s=%s in all calls: ignored", name, visible(str(content[name])))
         return cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})
 
     def to_dict(self) -> dict[str, Any]:
@@ -269,9 +273,9 @@ def without_file_choices(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_call_argument(name: str, value: object) -> None:
-    """Refuse to ask for more outputs in the config, where transformers takes them too; False asks for nothing."""
-    if name in CALL_ARGUMENTS and value:
-        raise ValueError(f"{name} is an argument of the call: model(…, {name}=True)")
+    """Refuse to ask for other outputs in the config, where transformers takes such arguments too."""
+    if CALL_ARGUMENTS.get(name, value) != value and value is not None:
+        raise ValueError(f"{name} is an argument of the call: model(…, {name}={value})")
 
 
 def callers_level() -> int:

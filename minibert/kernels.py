@@ -182,13 +182,13 @@ def int8_limit() -> int:
     """
     if not (X86 and has_onednn() and hasattr(torch.ops.onednn, "qlinear_prepack")):
         return 0
-    n = 64
-    signs = torch.ones(LANES, n).where(torch.arange(LANES)[:, None] % 2 == 0, -1)
+    x = torch.full((3, 64), 255, dtype=torch.uint8)
+    signs = torch.tensor([[1], [-1]]).repeat(LANES, 64)
     for limit in (127, 63):
-        packed = torch.ops.onednn.qlinear_prepack((signs * limit).to(torch.int8), None)
-        x = torch.full((3, n), 255, dtype=torch.uint8)
-        product = int8_product(x, 0, packed, torch.ones(LANES), torch.zeros(LANES, dtype=torch.long))
-        if torch.equal(product, (signs[:, 0] * limit * 255 * n).expand(3, -1)):
+        weight = (signs * limit).to(torch.int8)
+        packed, n = torch.ops.onednn.qlinear_prepack(weight, None), len(weight)
+        product = int8_product(x, 0, packed, torch.ones(n), torch.zeros(n, dtype=torch.long))
+        if torch.equal(product, (x.long() @ weight.long().T).float()):
             return limit
     return 0
 

@@ -221,7 +221,7 @@ def check_inputs(
     attention_mask: Tensor | None,
     inputs_embeds: Tensor | None,
     position_ids: Tensor | None,
-    weight: Tensor | None = None,
+    weight: Tensor,
 ) -> None:
     """Refuse an input that would fail deep inside the model or give wrong results.
 
@@ -239,7 +239,7 @@ def check_inputs(
             continue  # not given, or refused below
         if given.layout != torch.strided or given.is_nested or given.is_quantized:
             raise ValueError("the inputs must be plain tensors, not sparse, nested or quantized ones")
-        if weight is not None and given.is_meta != weight.is_meta:
+        if given.is_meta != weight.is_meta:
             raise ValueError(f"an input is on {given.device}, the model is on {weight.device}: use .to(model.device)")
     if inputs_embeds is None:
         check_ids("input_ids", input_ids, "vocab_size", config.vocab_size)
@@ -248,7 +248,7 @@ def check_inputs(
         raise ValueError(f"inputs_embeds must be a tensor of floating-point numbers, got {got}")
     elif inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != config.dim or 0 in inputs_embeds.shape:
         raise ValueError(f"inputs_embeds must have shape (B, S, {config.dim}), got {tuple(inputs_embeds.shape)}")
-    elif weight is not None and not torch.is_autocast_enabled(weight.device.type):
+    elif not torch.is_autocast_enabled(weight.device.type):
         check_dtype(inputs_embeds.dtype, weight.dtype)
     inputs = cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds)
     batch, length = inputs.shape[:2]

@@ -66,7 +66,7 @@ def pack(model: PreTrainedModel, *, int8: bool = False, batch_invariant: bool = 
             of `model.py`; int8 or batch invariance where this model or machine cannot have it.
     """
     check_packable(model)
-    if any(part.training for part in model.modules()):
+    if any(part.training for part in model.modules() if not isinstance(part, nn.ModuleList)):  # a slice of one is new
         raise ValueError(
             "a packed model is for inference: call model.eval() first; for training there is PackedForTraining"
         )
@@ -98,6 +98,11 @@ def check_hooks(model: nn.Module) -> None:
         raise ValueError(f"a packed model runs no hooks, but there are some on {where}: remove them before packing")
 
 
+def versions(weights: Sequence[Tensor]) -> list[int]:
+    """Return how often each tensor was changed in place; torch does not count this for tensors of inference mode."""
+    return [0 if weight.is_inference() else weight._version for weight in weights]
+
+
 def find_changed_part(model: PreTrainedModel) -> str | None:
     """Return in words where a model is not what its class builds; None if it is. Layers may be missing."""
     with torch.device("meta"):
@@ -121,6 +126,8 @@ class PackedModel:
         self.model = kernels.copy_structure(model)
         self.repack = partial(pack, int8=int8, batch_invariant=batch_invariant)
         self.config, self.device, self.dtype = model.config, model.device, model.dtype
+        self.weights = list(model.parameters())
+        self.versions = versions(self.weights)
         self.encoder = cast(DistilBertModel, getattr(self.model, "distilbert", self.model))
         self.kernels = kernels.use_kernels(self.model, self.encoder, choose_linear(self.model), int8)
 
@@ -169,8 +176,8 @@ class PackedModel:
 
         Raises:
             ValueError: see `model.check_inputs`. Also refused: labels, positions of answers, `output_attentions` and
-                `return_dict=False`; embeddings that require a gradient; a 4-D mask; lists; and, if the head reads
-                [CLS], a row that begins with padding.
+                `return_dict=False`; embeddings that require a gradient; a 4-D mask; lists; weights that have
+                changed since the model was packed; and, if the head reads [CLS], a row that begins with padding.
         """
         if isinstance(input_ids, list | tuple):
             raise ValueError("input_ids must be a (B, S) tensor, got a list: for rows without padding use .rows(lists)")
@@ -180,9 +187,8 @@ class PackedModel:
             raise ValueError("a packed model gives no tuple: leave out return_dict=False, and call .to_tuple()")
         if inputs_embeds is not None and inputs_embeds.requires_grad:
             raise ValueError("a packed model records no gradient: pass inputs_embeds.detach(), or use the model itself")
-        model, tokens = self.model, input_ids if inputs_embeds is None else inputs_embeds
-        n_choices = None
-        if isinstance(model, DistilBertForMultipleChoice) and tokens is not None:
+        model, n_choices = self.model, None
+        if isinstance(model, DistilBertForMultipleChoice):
             n_choices, (input_ids, attention_mask, inputs_embeds, position_ids) = flatten_choices(
                 input_ids, attention_mask, inputs_embeds, position_ids
             )
@@ -215,9 +221,15 @@ class PackedModel:
             (S, L), for multiple choice (1,); hidden states are (S, D). S is the length of the row.
 
         Raises:
-            ValueError: no rows; an empty row, or one longer than the position table; ids out of range; `at` for a head
-                that reads [CLS], or a position outside its row.
+            ValueError: a tensor, or one row alone; no rows; an empty row, or one longer than the position table; ids
+                out of range; `at` for a head that reads [CLS], or a position outside its row; weights that have changed
+                since the model was packed.
         """
+        if not isinstance(rows, Sequence) or not all(hasattr(row, "__len__") for row in rows):
+            raise ValueError(
+                f"rows needs a list of ids for each row, as in tokenizer(texts).input_ids, got {type(rows).__name__}; "
+                "a padded tensor goes into the ordinary call, with its mask"
+            )
         limit = self.config.max_position_embeddings
         lengths = [len(row) for row in rows]
         if not lengths or not 1 <= min(lengths) <= max(lengths) <= limit:
@@ -268,12 +280,16 @@ class PackedModel:
                 f"the model was packed as {self.dtype} on {self.device} and is now {shared.dtype} on {shared.device}: "
                 f"pack it again"
             )
+        if versions(self.weights) != self.versions:
+            raise ValueError("the model's weights have changed since it was packed: pack it again")
         n_blocks = len(self.encoder.transformer.layer)
         first_only = isinstance(model, CLS_HEADS) and not output_hidden_states and n_blocks > 0
         with torch.autocast(self.device.type, enabled=False):
             each = encode(self.encoder, layout, tokens, position_ids, first_only)
             states = deque(each, None if output_hidden_states else 1)
-            x = states[-1] if chosen is None else states[-1][chosen]
+            x = states[-1]
+            if chosen is not None:
+                x = x[chosen]
             if isinstance(model, CLS_HEADS):
                 first = x if first_only else x[layout.first]  # (B, D), of the sorted rows
                 return model.head(first[:, None])[layout.order.argsort()], states

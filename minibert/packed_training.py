@@ -83,7 +83,7 @@ class PackedForTraining(nn.Module):
         check_hooks(model)
         if labels is not None and isinstance(model, DistilBertModel):
             raise ValueError("DistilBertModel has no loss: leave out labels, or choose a head")
-        n_choices = 1
+        n_choices = None
         if isinstance(model, DistilBertForMultipleChoice):
             n_choices, (ids, attention_mask, *_) = flatten_choices(input_ids, attention_mask, None, None)
             input_ids = cast(Tensor, ids)
@@ -110,7 +110,7 @@ class PackedForTraining(nn.Module):
             logits, labels = model.head(x[places[labelled]]), labels[labelled]  # (N, V) and (N,)
         else:
             logits = slots.unpack(model.head(x))  # (B, S, L or V)
-        if isinstance(model, DistilBertForMultipleChoice):
+        if n_choices is not None:
             logits = logits.view(-1, n_choices)  # (B, C)
         return LogitsOutput(None if labels is None else model.loss(logits, labels), logits)
 

@@ -225,7 +225,7 @@ class PreTrainedModel(nn.Module):
                 )
             raise ValueError(f"{where}: the file and the model do not match: {'; '.join(problems)}")
         model.load_state_dict(tensors, strict=False, assign=True)  # not strict: tied parameters and new layers follow
-        for name in sorted(new):
+        for name in [name for name, _ in model.named_children() if name in new]:  # transformers draws in this order
             model.init_weights(model.get_submodule(name).to_empty(device="cpu"))
         if new:
             logger.warning("%s: %s: new %s, drawn at random: train before use", where, cls.__name__, sorted(new))
@@ -421,7 +421,7 @@ def as_device(device_map: object) -> torch.device | str | int:
 
 def with_rows(parameter: Tensor, size: int) -> nn.Parameter:
     """Return a parameter with `size` rows: its first ones, then the mean of all its rows; in a bias, zeros."""
-    new = parameter.mean(0, dtype=torch.float64, keepdim=True).to(parameter.dtype)
+    new = parameter.mean(0, dtype=torch.float64).to(parameter.dtype)
     if parameter.ndim == 1:
         new.zero_()
     rows = torch.cat([parameter[:size], new.expand(max(0, size - len(parameter)), *parameter.shape[1:])])

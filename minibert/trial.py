@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from .kernels import (
-    LANES,
     InPlaceGELU,
     MklLinear,
     OneDnnLinear,
@@ -139,7 +138,5 @@ def numbers(*shape: int) -> Tensor:
 
 
 def at_offset(x: Tensor, offset: int) -> Tensor:
-    """Copy x to an address that is so many numbers beyond a multiple of 64 bytes."""
-    memory = x.new_empty(x.numel() + 2 * LANES)
-    start = -memory.data_ptr() // memory.element_size() % LANES + offset
-    return memory[start : start + x.numel()].view(x.shape).copy_(x)
+    """Copy x to an address that is so many numbers beyond a multiple of 64 bytes, where torch's memory begins."""
+    return x.new_empty(x.numel() + offset)[offset:].view(x.shape).copy_(x)

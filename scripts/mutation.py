@@ -38,6 +38,7 @@ from typing import Any
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is compiled once need not be compiled for each mutant
 os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # as in tests/conftest.py
+os.environ.setdefault("MINIBERT_REQUIRE", "batch_invariant,int8")  # as in CI: a mutant that loses them is not skipped
 
 import coverage
 import pytest
@@ -213,16 +214,16 @@ def draw(mutant: Mutant, seed: int) -> str:
 def tests_of(mutant: Mutant, known: dict[str, Any]) -> dict[str, float]:
     """The tests that reach a mutant, and how long each takes: those of its file first, then the quickest.
 
-    What runs only at import, such as a constant, is reached by all tests of its file and by those that name it.
+    What runs at import, such as a constant, is reached by all tests of its file and by those that name it.
     """
     lines, seconds = known["lines"].get(mutant.file, {}), known["seconds"]
     first, last = mutant.reach
     topics = Path(mutant.file).stem, Path(mutant.file).parent.name
     files = [path for path in (ROOT / "tests").glob("test_*.py") if any(topic in path.stem for topic in topics)]
     found = {test for line in range(first, last + 1) for test in lines.get(line, ()) if test in seconds}
-    if not found:
+    if not found or "" in lines.get(first, ()):  # "": outside of any test
         files = [path for path in (ROOT / "tests").glob("test_*.py") if mutant.within in path.read_text("utf-8")]
-        found = {test for tests in lines.values() for test in tests if test in seconds}
+        found |= {test for tests in lines.values() for test in tests if test in seconds}
         found |= {test for test in seconds if ROOT / test.partition("::")[0] in files}
     order = sorted(found, key=lambda test: (ROOT / test.partition("::")[0] not in files, seconds[test]))
     return {test: seconds[test] for test in order}

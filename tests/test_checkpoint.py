@@ -16,6 +16,7 @@ from minibert import (
     DistilBertModel,
 )
 from minibert.checkpoint import CheckpointFiles
+from minibert.weights import compare_tensors, split_encoder_and_head
 
 from .checkpoints import CLASSIFIER, WEIGHTS, assert_equal_parameters, rewrite, rewrite_config, saved, write_tensors
 from .models import HEADS, batch, model, tensors
@@ -50,6 +51,17 @@ def test_the_bare_encoder_is_taken_from_any_file(tmp_path, head):
     ours = model(head)
     ours.save_pretrained(tmp_path)
     assert_equal_parameters(getattr(ours, "distilbert", ours), DistilBertModel.from_pretrained(tmp_path))
+
+
+def test_files_that_model_and_tokenizer_share_are_loaded_as_a_folder_is(tmp_path):
+    classifier = saved(tmp_path)
+    assert_equal_parameters(DistilBertForSequenceClassification.from_files(CheckpointFiles(tmp_path)), classifier)
+    with pytest.raises(ValueError, match=r"classifier.weight is \(2, 32\), the config says \(3, 32\)"):
+        DistilBertForSequenceClassification.from_files(CheckpointFiles(tmp_path), num_labels=3)
+    encoder, head = split_encoder_and_head(classifier.state_dict(), "here")
+    config = classifier.config.changed(num_labels=3)
+    with pytest.raises(ValueError, match=r"here: .*classifier.weight is \(2, 32\), the config says \(3, 32\)"):
+        DistilBertForSequenceClassification.from_tensors(config, encoder, head, "here")
 
 
 def test_config_json_is_read_once(tmp_path):
@@ -267,6 +279,18 @@ def test_a_false_config_allocates_no_memory(tmp_path, false, message):
     rewrite_config(tmp_path, **false)  # the first three ask for terabytes
     with pytest.raises(ValueError, match=message):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("n", [1, 6, 7])
+def test_an_error_names_the_first_six_of_the_tensors(n):
+    names = [f"layer.{i}" for i in range(n)]
+    found = {name: torch.zeros(2) for name in names}
+    listed = str(names[:6]) + (" and 1 more" if n == 7 else "")
+    assert compare_tensors(found, {}) == [f"unexpected {listed}"]
+    assert compare_tensors({}, {name: torch.Size([3]) for name in names}) == [f"missing {listed}"]
+    problems = [f"{name} is (2,), the config says (3,)" for name in names[:6]] + ["and 1 more"] * (n == 7)
+    assert compare_tensors(found, {name: torch.Size([3]) for name in names}) == problems
+    assert compare_tensors(found, {name: torch.Size([2]) for name in names}) == []
 
 
 def test_the_error_about_many_tensors_is_short(tmp_path):

@@ -5,10 +5,11 @@ import dataclasses
 import json
 import logging
 import pickle
+import sys
 
 import pytest
 
-from minibert import DistilBertConfig
+from minibert import DistilBertConfig, checkpoint
 from minibert.config import ALIASES, SIZES
 
 BASE_2019 = {  # distilbert-base-uncased as first published: no model_type, no architectures
@@ -63,7 +64,10 @@ BASE_2021 = {
 ALIASED = {"model_type": "distilbert", "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 
 
-@pytest.mark.parametrize("content", [BASE_2019, BASE_2021 | {"id2label": None}, {"model_type": "distilbert"}])
+@pytest.mark.parametrize(
+    "content",
+    [BASE_2019, BASE_2021 | {"id2label": None}, {"model_type": "distilbert"}, {"n_layers": 6, "dim": 768}],
+)
 def test_an_old_file_and_an_almost_empty_one_are_distilbert_base(content):
     assert DistilBertConfig.from_dict(content) == DistilBertConfig()
 
@@ -135,6 +139,22 @@ def test_an_impossible_value_is_refused_by_name(content, message):
         DistilBertConfig.from_dict({"model_type": "distilbert"} | content)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"vocab_size": 1_000_000, "n_layers": 1000, "num_labels": 100_000},
+        {"dim": 1, "n_heads": 1, "n_layers": 1, "hidden_dim": 1, "max_position_embeddings": 1},
+        {"vocab_size": 1, "pad_token_id": 0, "num_labels": 1},
+        {"dropout": 1, "attention_dropout": 1.0, "initializer_range": sys.float_info.max},
+        {"dropout": 0, "qa_dropout": 0.0, "initializer_range": 0, "pad_token_id": None},
+        {"pad_token_id": 30521},
+    ],
+)
+def test_the_largest_and_the_smallest_values_are_taken(values):
+    config = DistilBertConfig(**values)
+    assert {name: getattr(config, name) for name in values} == values
+
+
 @pytest.mark.parametrize("name", ["dim", "activation", "dropout", "pad_token_id", "problem_type", "id2label"])
 def test_an_error_shows_the_beginning_of_a_long_value(name):
     with pytest.raises(ValueError, match=name) as error:
@@ -193,18 +213,24 @@ def test_an_unknown_keyword_is_kept_with_a_warning_and_not_saved():
         config.pruned_heads  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["output_attentions", "output_hidden_states"])
-def test_what_a_call_returns_is_not_asked_for_in_the_config(name):
-    config, message = DistilBertConfig(), rf"{name} is an argument of the call: model\(…, {name}=True\)"
+@pytest.mark.parametrize(
+    ("name", "value"), [("output_attentions", True), ("output_hidden_states", True), ("return_dict", False)]
+)
+def test_what_a_call_returns_is_not_asked_for_in_the_config(name, value, caplog):
+    config, message = DistilBertConfig(), rf"{name} is an argument of the call: model\(…, {name}={value}\)"
     for ask in (
-        lambda: setattr(config, name, True),
-        lambda: DistilBertConfig(**{name: True}),
-        lambda: config.changed(**{name: True}),
+        lambda: setattr(config, name, value),
+        lambda: DistilBertConfig(**{name: value}),
+        lambda: config.changed(**{name: value}),
     ):
         with pytest.raises(ValueError, match=message):
             ask()
-    setattr(config, name, False)  # asks for nothing
-    assert DistilBertConfig.from_dict(DistilBertConfig().to_dict() | {name: True}) == config  # files may hold it
+    setattr(config, name, not value)  # asks for nothing
+    content = DistilBertConfig().to_dict()
+    assert DistilBertConfig.from_dict(content | {name: not value}) == config
+    assert not caplog.messages
+    assert DistilBertConfig.from_dict(content | {name: value}) == config  # files may hold it
+    assert caplog.messages == [f"config.json asks for {name}={value} in all calls: ignored"]
 
 
 @pytest.mark.parametrize("given", ["id2label", "label2id"])
@@ -264,6 +290,8 @@ def test_the_three_fields_of_labels_are_set_together():
     assert (config.num_labels, config.label2id) == (2, {"no": 0, "yes": 1})
     config.dropout, config.problem_type = 0.5, "regression"
     assert config == DistilBertConfig(label2id={"no": 0, "yes": 1}, dropout=0.5, problem_type="regression")
+    config.problem_type = config.pad_token_id = None
+    assert config == DistilBertConfig(label2id={"no": 0, "yes": 1}, dropout=0.5, pad_token_id=None)
 
 
 def test_contradictory_labels_are_refused():
@@ -285,9 +313,13 @@ def test_a_config_is_built_again_from_its_dict_and_copied():
 
 
 def test_a_saved_config_is_read_again_with_other_values(tmp_path):
-    config = DistilBertConfig(dim=64, n_heads=4, id2label={0: "no", 1: "yes"})
+    config = DistilBertConfig(dim=64, n_heads=4, id2label={0: "nö", 1: "yes"})
+    config.save_pretrained(tmp_path / "folder" / "new")
     config.save_pretrained(tmp_path / "new")
-    assert (tmp_path / "new" / "config.json").read_text() == config.to_json_string()
+    config.save_pretrained(tmp_path / "new")
+    text = (tmp_path / "new" / "config.json").read_text("utf-8")
+    assert text == (tmp_path / "folder" / "new" / "config.json").read_text("utf-8") == config.to_json_string()
+    assert text == json.dumps(config.to_dict(), indent=2, ensure_ascii=False) + "\n"
     assert DistilBertConfig.from_pretrained(tmp_path / "new") == config
     other = DistilBertConfig.from_pretrained(tmp_path / "new", num_labels=3, hidden_size=32, dropout=0)
     assert other == dataclasses.replace(config, num_labels=3, id2label=None, dim=32, dropout=0)
@@ -316,9 +348,16 @@ def test_a_bad_file_is_named(tmp_path, text, message):
 
 def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
     with (tmp_path / "config.json").open("wb") as file:
-        file.truncate(10**11)  # sparse: it takes no room on the disk
-    with pytest.raises(ValueError, match=r"config.json: 100000000000 bytes are too many for a text file"):
+        file.truncate(10**8 + 1)  # sparse: it takes no room on the disk
+    with pytest.raises(ValueError, match=r"config.json: 100000001 bytes are too many for a text file"):
         DistilBertConfig.from_pretrained(tmp_path)
+
+
+def test_a_file_of_the_largest_size_is_read(tmp_path, monkeypatch):
+    text = DistilBertConfig().to_json_string().encode()
+    (tmp_path / "config.json").write_bytes(text)
+    monkeypatch.setattr(checkpoint, "LARGEST_TEXT", len(text))
+    assert DistilBertConfig.from_pretrained(tmp_path) == DistilBertConfig()
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -327,7 +366,9 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("content", [BASE_2019 | {"model_type": "distilbert"}, BASE_2021, ALIASED])
+@pytest.mark.parametrize(
+    "content", [BASE_2019 | {"model_type": "distilbert"}, BASE_2021, ALIASED, {"model_type": "distilbert"}]
+)
 def test_transformers_reads_the_same_from_the_same_file(content):
     transformers = pytest.importorskip("transformers")
     assert transformers.DistilBertConfig.attribute_map == ALIASES

@@ -7,6 +7,7 @@ import huggingface_hub
 import pytest
 
 from minibert import DistilBertTokenizer
+from minibert.checkpoint import CheckpointFiles
 
 from . import hub as hub_module
 from .checkpoints import NAME, WEIGHTS, cached, load_tiny
@@ -103,6 +104,15 @@ def test_a_warning_says_that_the_cache_is_used_after_a_dropped_connection(hub, t
         assert len(from_us) == 1
         assert from_us[0].startswith("someone/tiny: the download failed (RemoteProtocolError: Server disconnected")
         assert from_us[0].endswith("using the cache for config.json")
+
+
+def test_two_processes_may_find_the_same_damaged_file(hub, tiny_files, tmp_path):
+    hub.commit(NAME, tiny_files)
+    files = CheckpointFiles(NAME)
+    path = files.find("config.json")
+    for _ in range(2):
+        assert files.discard(path) == "It was deleted from the cache: try again to download it once more"
+        assert cached(tmp_path) == blobs(tmp_path) == []
 
 
 @pytest.mark.parametrize("bad", ["config.json", WEIGHTS])

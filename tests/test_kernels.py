@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minibert import kernels
-from minibert.kernels import Int8Linear, Int8Rows, MklLinear, OneDnnLinear, int8_scales
+from minibert.kernels import InPlaceGELU, Int8Linear, Int8Rows, MklLinear, OneDnnLinear, int8_scales
 
 from .machine import needs
 
@@ -84,6 +84,44 @@ def test_an_int8_layer_multiplies_rounded_numbers():
     x = torch.tensor([[127.0, 0.0, -3.0], [1.0, 2.0, 3.0]])
     exact = torch.stack([Int8Rows.of(row[None]).uint8[0].float() - 128 for row in x]) * int8_scales(x, 127)
     assert torch.allclose(layer(x), exact @ (rounded.round() * scales[:, None]).T + layer.bias, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [MklLinear, OneDnnLinear, Int8Linear])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("width", [3, 16, 40])
+def test_a_prepared_layer_is_the_layer_to_rounding(kind, bias, width):
+    if not kind.is_available():
+        pytest.skip("this machine does not have it")
+    linear = torch.nn.Linear(8, width, bias).requires_grad_(False)
+    layer = kind.of(linear)
+    for shape in ((1, 8), (2, 8), (width, 8), (1, 1, 8), (3, 5, 8)):
+        x = torch.randn(shape)
+        found = layer(x)
+        assert found.shape == (*shape[:-1], width)
+        assert found.dtype == torch.float32
+        assert torch.allclose(found, linear(x), atol=0.05 if kind is Int8Linear else 1e-5)
+    if kind is MklLinear:
+        assert layer.shape_only.shape == (-(-width // 16) * 16, 8)
+
+
+@needs("mkl")
+@pytest.mark.usefixtures("torch_as_before")
+def test_a_layout_of_mkl_is_made_for_at_most_8_threads(monkeypatch):
+    counts, use = [], torch.set_num_threads
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: counts.append(count) or use(count))
+    for before, during in ((1, 1), (8, 8), (16, 8)):
+        use(before)
+        MklLinear.of(torch.nn.Linear(4, 4))
+        assert counts == [during, before]
+        counts.clear()
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_overwrites_its_input(approximate):
+    x = torch.linspace(-3, 3, 20)
+    expected = torch.nn.functional.gelu(x, approximate=approximate)
+    assert InPlaceGELU(torch.nn.GELU(approximate))(x) is x
+    assert torch.allclose(x, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

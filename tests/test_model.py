@@ -76,6 +76,7 @@ def test_nothing_more_is_returned_than_asked_for(head):
     assert [tuple(a.shape) for a in output.attentions] == [(rows, 4, 7, 7)] * 2
     if head == "DistilBertModel":
         assert torch.equal(output.hidden_states[-1], output.last_hidden_state)
+        assert list(each.transformer(output.hidden_states[0], None)) == ["last_hidden_state"]
 
 
 def test_attentions_are_the_probabilities_before_dropout():
@@ -129,16 +130,21 @@ def test_the_masked_lm_projector_is_the_embedding_table():
     assert untied.vocab_projector.weight is not untied.distilbert.embeddings.word_embeddings.weight
 
 
-def test_fresh_weights_have_the_configs_spread():
-    each = minibert.DistilBertForMaskedLM(minibert.DistilBertConfig(vocab_size=2000, dim=128, n_layers=1, n_heads=4))
+@each_head
+@pytest.mark.parametrize("pad", [0, 3, None])
+def test_fresh_weights_have_the_configs_spread(head, pad):
+    config = minibert.DistilBertConfig(vocab_size=2000, dim=128, n_layers=1, n_heads=4, pad_token_id=pad)
+    each = getattr(minibert, head)(config)
     for name, parameter in each.named_parameters():
         if name.endswith("bias"):
             assert (parameter == 0).all(), name
         elif "norm" in name.lower():
             assert (parameter == 1).all(), name
         else:
-            assert 0.019 < parameter.std() < 0.021, name
-    assert (each.distilbert.embeddings.word_embeddings.weight[0] == 0).all()
+            spread = 4 / (2 * parameter.numel()) ** 0.5  # four standard errors
+            assert parameter.std().item() == pytest.approx(0.02, rel=spread), name
+    words = each.base_model.embeddings.word_embeddings.weight
+    assert (words == 0).all(1).nonzero().flatten().tolist() == ([] if pad is None else [pad])
 
 
 IDS = torch.ones(2, 3, dtype=torch.long)
@@ -158,6 +164,7 @@ EMBEDS = torch.zeros(2, 3, SIZES["dim"])
         ({"input_ids": IDS[:0]}, r"got \(0, 3\)"),
         ({"input_ids": IDS * 50}, "contain 50 but vocab_size is 50: tokenizer and model do not match"),
         ({"input_ids": IDS - 2}, "contain -1 but vocab_size is 50"),
+        ({"input_ids": torch.tensor([[0, 50]])}, "contain 50 but vocab_size is 50"),
         ({"input_ids": torch.ones(1, 17, dtype=torch.long)}, "17 tokens but this model has 16 positions: .*truncation"),
         ({"inputs_embeds": EMBEDS[..., 1:]}, r"shape \(B, S, 32\), got \(2, 3, 31\)"),
         ({"inputs_embeds": EMBEDS[0]}, r"got \(3, 32\)"),
@@ -174,6 +181,26 @@ EMBEDS = torch.zeros(2, 3, SIZES["dim"])
 def test_an_impossible_input_is_refused(inputs, says):
     with pytest.raises(ValueError, match=says):
         model()(**inputs)
+
+
+def test_the_longest_input_and_positions_beyond_it_are_taken():
+    each, ids = model(), torch.ones(2, 16, dtype=torch.long)
+    longest = each(ids).last_hidden_state
+    twice = torch.arange(16).repeat(2)[None]  # more tokens than positions
+    again = each(torch.ones(2, 32, dtype=torch.long), position_ids=twice)
+    assert longest.shape == (2, 16, 32)
+    assert again.last_hidden_state.shape == (2, 32, 32)
+
+
+@pytest.mark.parametrize("head", [head for head in HEADS if HEADS[head]])
+def test_labels_may_have_an_axis_of_1_at_the_end(head):
+    each, inputs = model(head), batch(head)
+    given = labels(head, inputs["input_ids"])
+    for name in given:
+        loss = each(**inputs, **given).loss
+        assert torch.equal(each(**inputs, **given | {name: given[name][..., None]}).loss, loss)
+        with pytest.raises(ValueError, match="must be int64 of shape"):
+            each(**inputs, **given | {name: given[name][..., None].expand(*given[name].shape, 2)})
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,17 @@ def test_a_new_head_is_drawn_at_random_on_the_old_encoder_and_says_so(tmp_path, 
     assert all(parameter.device.type == "cpu" for parameter in made.parameters())
 
 
+@pytest.mark.reference
+@pytest.mark.parametrize("kind", ["DistilBertForSequenceClassification", "DistilBertForMultipleChoice"])
+def test_a_new_head_has_the_bits_that_transformers_draws(tmp_path, kind):
+    transformers = pytest.importorskip("transformers")
+    saved(tmp_path, "DistilBertModel")
+    torch.manual_seed(0)
+    expected = getattr(transformers, kind).from_pretrained(tmp_path)
+    torch.manual_seed(0)
+    assert_equal_parameters(getattr(minibert, kind).from_pretrained(tmp_path, new_head=True, num_labels=2), expected)
+
+
 def test_the_seed_decides_on_a_new_head(tmp_path):
     saved(tmp_path)
     heads = []
@@ -50,7 +61,15 @@ def test_the_seed_decides_on_a_new_head(tmp_path):
 def test_every_head_can_be_put_on_the_encoder_of_any_file(tmp_path, head):
     saved(tmp_path)
     kind = getattr(minibert, head)
+    rewrite_config(tmp_path, num_labels=5, id2label=None)
     made = kind.from_pretrained(tmp_path, new_head=True, num_labels=3 if kind.head_has_labels else None)
+    assert made.config.num_labels == (3 if kind.head_has_labels else 2)
+    for name, parameter in made.named_parameters():
+        if not name.startswith("distilbert."):
+            mean = 1 if name == "vocab_layer_norm.weight" else 0
+            spread = 0 if name.endswith("bias") or "norm" in name else 0.3
+            assert parameter.mean().item() == pytest.approx(mean, abs=0.2), name
+            assert parameter.std(correction=0).item() == pytest.approx(spread, rel=0.4), name
     assert all(torch.isfinite(tensor).all() for tensor in tensors(made(**batch(head))).values())
     made.save_pretrained(tmp_path / "new")
     assert_equal_parameters(kind.from_pretrained(tmp_path / "new"), made)

@@ -24,7 +24,7 @@ from minibert.kernels import Int8Linear, MklLinear, OneDnnLinear
 from minibert.model import MultiHeadSelfAttention
 
 from .machine import needs
-from .models import BASE_SIZES, HEADS, batch, model, tensors
+from .models import BASE_SIZES, HEADS, SIZES, batch, model, tensors
 
 each_head = pytest.mark.parametrize("head", HEADS)
 each_kernel = pytest.mark.parametrize("int8", [False, pytest.param(True, marks=needs("int8"))], ids=["float32", "int8"])
@@ -192,10 +192,12 @@ def attention_by_rows(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k):
 
 @each_head
 def test_the_attention_of_gpus_is_called_as_torch_documents_it(head, monkeypatch):
-    monkeypatch.setattr(kernels, "varlen_attention", lambda q: attention_by_rows)
+    calls = []
+    monkeypatch.setattr(kernels, "varlen_attention", lambda q: calls.append(q) or attention_by_rows)
     each = model(head).double()
     for inputs in (random_batch(head, 7, 15, "holes"), batch(head, "ones"), batch(head, "ones", (3, 1))):
         assert largest_difference(each(**inputs), pack(each)(**inputs), real_tokens(inputs)) < 1e-12
+    assert len(calls) == 3 * SIZES["n_layers"]
 
 
 def test_the_attention_of_gpus_stays_there_and_takes_these_arguments():
@@ -420,6 +422,8 @@ def test_parameters_are_shared_and_the_model_is_left_as_it_was():
     fast = pack(each)
     assert fast.encoder.embeddings.word_embeddings.weight is each.embeddings.word_embeddings.weight
     assert type(each.transformer.layer[0].ffn.lin1) is nn.Linear
+    assert type(each.transformer.layer[0].ffn.activation) is nn.GELU
+    assert type(fast.encoder.transformer.layer[0].ffn.activation) is kernels.InPlaceGELU
     assert (fast.config, fast.device, fast.dtype) == (each.config, each.device, each.dtype)
 
 
@@ -493,6 +497,7 @@ SENTENCES = [
         ({"output_attentions": True}, "no loss and no attentions"),
         ({"attention_mask": torch.ones(3, 1, 7, 7, dtype=torch.bool)}, "for a 4-D pattern use the model itself"),
         ({"attention_mask": batch(mask="left")["attention_mask"]}, "row 0 begins with padding"),
+        ({"attention_mask": torch.tensor([[1] * 7, [0] + [1] * 6, [1] * 7])}, "row 1 begins with padding"),
         ({"input_ids": torch.tensor([[50]]), "attention_mask": None}, "input_ids contain 50 but vocab_size is 50"),
         ({"input_ids": None}, "pass either input_ids or inputs_embeds"),
         ({"input_ids": None, "inputs_embeds": torch.zeros(3, 7, 32, requires_grad=True)}, "records no gradient"),
@@ -537,6 +542,56 @@ def test_rows_give_the_results_at_chosen_tokens(head):
             torch.testing.assert_close(tensors(chosen)[name], tensor[places], atol=1e-5, rtol=0)
 
 
+def test_rows_give_no_results_where_no_tokens_are_chosen():
+    first, second = pack(model()).rows([[1, 2, 3], [4]], [[], []])
+    assert first.last_hidden_state.shape == second.last_hidden_state.shape == (0, 32)
+
+
+def sizes_in_the_ffn(fast):
+    """A list that gets the number of tokens of each call of a feed-forward layer."""
+    sizes = []
+    for block in fast.encoder.transformer.layer:
+        block.ffn.register_forward_hook(lambda module, arguments, output: sizes.append(len(arguments[0])))
+    return sizes
+
+
+@pytest.mark.parametrize("n_layers", [1, 2])
+@pytest.mark.parametrize("head", HEADS)
+def test_the_last_layer_of_a_head_on_cls_runs_for_one_token_of_each_row(head, n_layers):
+    fast = pack(model(head, n_layers=n_layers))
+    sizes = sizes_in_the_ffn(fast)
+    of_last = 2 if head in ON_CLS else 5
+    fast.rows([[1, 2, 3], [4, 5]])
+    assert sizes == [5] * (n_layers - 1) + [of_last]
+    inputs = {"input_ids": torch.tensor([[1, 2, 3], [4, 5, 0]]), "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}
+    if head == "DistilBertForMultipleChoice":
+        inputs = {name: tensor[None] for name, tensor in inputs.items()}
+    for states in (False, True):
+        sizes.clear()
+        fast(**inputs, output_hidden_states=states)
+        assert sizes == [5] * (n_layers - 1) + [5 if states else of_last]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "requires_grad", "overwritten"),
+    [(torch.float32, False, True), (torch.float32, True, False), (torch.bfloat16, False, False)],
+)
+def test_a_sum_overwrites_what_needs_no_gradient_and_no_other_dtype(dtype, requires_grad, overwritten):
+    x, residual = torch.ones(3, dtype=dtype, requires_grad=requires_grad).view(3), torch.full((3,), 2.0)
+    found = packed.add(x, residual)
+    assert (found.tolist(), found.dtype) == ([3.0] * 3, torch.float32)
+    assert (found is x) == overwritten
+    assert residual.tolist() == [2.0] * 3
+
+
+def test_the_ffn_runs_on_a_limited_number_of_tokens_at_a_time(monkeypatch):
+    monkeypatch.setattr(packed, "FFN_ROWS", 2)
+    fast = pack(model())
+    sizes = sizes_in_the_ffn(fast)
+    fast.rows([[1, 2, 3], [4, 5]])
+    assert sizes == [2, 2, 1] * SIZES["n_layers"]
+
+
 def test_rows_at_positions_that_there_are_not_are_refused():
     for wrong in ([[0]], [[0], [2]], [[0], [-1]]):
         with pytest.raises(ValueError, match=r"at needs positions in each of 2 rows of \[1, 2\] tokens, got "):
@@ -560,10 +615,16 @@ def test_rows_take_the_memory_of_their_tokens():
     [
         ([], "rows need 1 to 16 tokens each, but got no rows"),
         ([[1], []], "but row 1 has 0"),
-        ([[1], [2] * 17], "but row 1 has 17"),
+        ([[1] * 16, [2] * 17], "but row 1 has 17"),
         ([[1, 50]], "rows contain 50 but vocab_size is 50"),
         ([[-1]], "rows contain -1"),
         ([[1.5]], "rows must be a tensor of int64 or int32, got torch.float32"),
+        (
+            torch.ones(2, 3).long(),
+            r"as in tokenizer\(texts\)\.input_ids, got Tensor; a padded tensor goes into the ordin",
+        ),
+        ({"input_ids": [[1]]}, "got dict"),
+        ([1, 2], "got list"),
     ],
 )
 def test_rows_that_the_model_cannot_take_are_refused(rows, says):
@@ -603,6 +664,12 @@ def test_models_that_cannot_be_packed_are_refused():
     hooked = model()
     hooked.transformer.layer[1].attention.probs.register_forward_hook(lambda *values: None)
     with pytest.raises(ValueError, match=r"some on \['transformer.layer.1.attention.probs'\]"):
+        pack(hooked)
+    for layer in hooked.transformer.layer:
+        layer.ffn.register_forward_pre_hook(lambda *values: None)
+        layer.ffn.lin1.register_forward_hook(lambda *values: None)
+    names = [f"transformer.layer.{name}" for name in ("0.ffn", "0.ffn.lin1", "1.attention.probs")]
+    with pytest.raises(ValueError, match=re.escape(f"there are some on {names}: remove")):
         pack(hooked)
     with pytest.raises(ValueError, match=r"int8 needs float32 on an x86 CPU .*, got torch.float64 on cpu"):
         pack(model().double(), int8=True)
@@ -682,6 +749,32 @@ def test_a_model_that_was_cast_after_packing_must_be_packed_again():
         fast(**batch())
     with pytest.raises(ValueError, match="pack it again"):
         fast.rows([[1, 2]])
+
+
+def test_a_model_whose_weights_changed_after_packing_must_be_packed_again():
+    each, inputs = model("DistilBertForSequenceClassification"), batch()
+    fast = pack(each)
+    each.load_state_dict({name: tensor + 0.1 for name, tensor in each.state_dict().items()})
+    with pytest.raises(ValueError, match="weights have changed since it was packed: pack it again"):
+        fast(**inputs)
+    fast = pack(each)
+    each(**inputs, labels=torch.tensor([0, 1, 0])).loss.backward()
+    fast(**inputs)
+    torch.optim.SGD(each.parameters(), 0.1).step()
+    with pytest.raises(ValueError, match="pack it again"):
+        fast.rows([[1, 2]])
+
+
+def test_a_model_made_in_inference_mode_is_packed():
+    with torch.inference_mode():
+        each = model()
+        assert torch.equal(pack(each)(**batch()).last_hidden_state[0, 1:], torch.zeros(6, 32))
+
+
+def test_a_slice_of_the_layers_is_packed():
+    each, inputs = model(n_layers=3), batch()
+    each.transformer.layer = each.transformer.layer[:2]  # a new ModuleList, in training mode by itself
+    assert largest_difference(each(**inputs), pack(each)(**inputs), real_tokens(inputs)) <= 1e-5
 
 
 @each_kernel

@@ -146,6 +146,15 @@ def test_without_gradients_it_evaluates():
         assert not run(**labelled(CLASSIFIER)).loss.requires_grad
 
 
+def test_the_last_layer_of_a_head_on_cls_runs_for_one_token_of_each_row():
+    run, sizes = PackedForTraining(model(CLASSIFIER, n_layers=1)), []
+    ffn = run.model.distilbert.transformer.layer[0].ffn
+    right = ffn.forward
+    ffn.forward = lambda x: sizes.append(len(x)) or right(x)
+    run(**batch(CLASSIFIER))
+    assert sizes == [3]
+
+
 @each_head
 def test_autocast_works(head):
     each, inputs = model(head, **NO_DROPOUT).train(), labelled(head)

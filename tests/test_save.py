@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import minibert
-from minibert import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer
+from minibert import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer, checkpoint
 from minibert.checkpoint import write_atomically
 
 from .checkpoints import CLASSIFIER, assert_equal_parameters, saved
@@ -186,16 +186,31 @@ def test_a_process_forked_during_a_save_does_not_keep_the_folder_locked(tmp_path
     assert not again.is_alive()
 
 
-def test_without_locks_of_posix_a_lock_file_makes_savers_wait(tmp_path, monkeypatch):
-    lock = pytest.importorskip("filelock").FileLock(tmp_path / ".lock")
-    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+@pytest.mark.parametrize("posix", [True, False])
+def test_a_save_waits_until_the_folder_is_not_locked(tmp_path, monkeypatch, posix):
+    pytest.importorskip("fcntl" if posix else "filelock")
+    if not posix:
+        monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows: there is a lock file
+    (tmp_path / f"model-{'0' * 32}.safetensors").touch()  # of a killed save
     saver = threading.Thread(target=saved, args=(tmp_path,))
-    with lock:
+    with checkpoint._locked(tmp_path):
+        assert (tmp_path / ".lock").exists() != posix
         saver.start()
         saver.join(0.3)
         assert not (tmp_path / "config.json").exists()
     saver.join()
-    assert (tmp_path / "config.json").exists()
+    assert set(os.listdir(tmp_path)) - {".lock"} == {"config.json", "model.safetensors"}
+
+
+def test_where_a_folder_cannot_be_locked_a_save_deletes_nothing_of_another(tmp_path, monkeypatch):
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")  # as on some network file systems
+
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", refuse)
+    name = f"model-{'0' * 32}.safetensors"
+    (tmp_path / name).touch()
+    saved(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["config.json", name, "model.safetensors"]
 
 
 # The tokenizer's files
@@ -297,6 +312,25 @@ def test_a_first_save_that_fails_leaves_no_file(tmp_path):
     assert os.listdir(tmp_path / "fresh") == []
 
 
+def test_a_save_without_room_for_a_folder_says_so(tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "mkdir", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        model(CLASSIFIER).save_pretrained(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_save_that_cannot_bring_back_the_usual_name_leaves_the_new_checkpoint(tmp_path):
+    (tmp_path / "model.safetensors").mkdir()
+    made = model(CLASSIFIER)
+    with pytest.raises(OSError, match="directory"):
+        made.save_pretrained(tmp_path)
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+    assert_equal_parameters(DistilBertForSequenceClassification.from_pretrained(tmp_path), made)
+
+
 def test_where_files_cannot_be_linked_they_are_copied(tmp_path, monkeypatch):
     def refuse(source, target):
         raise OSError(errno.EPERM, "Operation not permitted")
@@ -332,9 +366,23 @@ def test_files_are_as_readable_as_the_user_makes_files(tmp_path):
 
 def test_write_atomically_replaces_and_leaves_nothing_else(tmp_path):
     write_atomically(tmp_path / "file", b"old")
+    (tmp_path / "file").chmod(0o640)
     write_atomically(tmp_path / "file", b"new")
     assert os.listdir(tmp_path) == ["file"]
     assert (tmp_path / "file").read_bytes() == b"new"
+    if os.name == "posix":
+        assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_is_whole_when_the_disk_is_asked_to_keep_it(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
+    saved(tmp_path / "folder" / "new")
+    weights, config = (
+        (tmp_path / "folder" / "new" / name).stat().st_size for name in ("model.safetensors", "config.json")
+    )
+    named = len(f'  "transformers_weights": "model-{"0" * 32}.safetensors"') + len(",\n")
+    assert sizes == [weights, config + named, config]
 
 
 # transformers

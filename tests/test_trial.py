@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from minibert import trial
+from minibert.kernels import PreparedLinear
 from minibert.trial import TRIAL_OFFSETS, TRIAL_ROWS, at_offset, differ, numbers
 
 from .machine import needs
@@ -61,6 +62,39 @@ def test_attention_is_tried_over_few_and_over_many_tokens(monkeypatch, length, q
     assert found.startswith(f"attention with 2 heads of 16 over {length} tokens: 1 of 5 rows")
 
 
+def test_a_linear_layer_is_tried_with_few_threads_and_with_many():
+    runs = []
+
+    class Recorder(PreparedLinear):
+        label = "a recorder"
+        is_available = staticmethod(lambda: True)
+
+        def forward(self, x):
+            runs.append((len(x), torch.get_num_threads()))
+            return x
+
+    assert trial.linear_difference.__wrapped__(Recorder, 5, 3) is None
+    all_rows, few = (128, torch.get_num_threads()), [(rows, 1 + i % 2) for i, rows in enumerate(TRIAL_ROWS)]
+    assert runs == [all_rows, *few, all_rows, (1, 8), (17, 8), (64, 8)]
+
+
+def test_attention_is_tried_in_one_row_and_in_two(monkeypatch):
+    runs = []
+
+    def record(q, k, v):
+        runs.append((tuple(q.shape), tuple(k.shape), torch.get_num_threads(), q.data_ptr() % 64 // 4))
+        return torch.zeros_like(q)
+
+    monkeypatch.setattr(trial, "attention", record)
+    assert trial.attention_difference.__wrapped__(2, 16) is None
+    assert runs == [
+        ((rows, 2, queries, 16), (rows, 2, length, 16), threads, offset)
+        for length in (1, 2, 3, 4, 5, 7, 9, 16, 17, 31, 33, 65)
+        for rows, threads, offset in ((5, torch.get_num_threads(), 0), (1, 1, 0), (1, 2, 0), (2, 1, 4), (2, 2, 4))
+        for queries in (length, 1)
+    ]
+
+
 @pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="no fork here")
 def test_a_forked_process_tries_one_thread_alone():
     # There torch hangs with several threads, if it had several before the fork.
@@ -87,5 +121,5 @@ def test_the_numbers_of_a_trial_are_the_same_each_time_and_differ_from_row_to_ro
     first, second = numbers(66, 768), numbers(66, 768)
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
-    assert len(first.unique(dim=0)) == 66
+    assert all(len(numbers(100, width).unique(dim=0)) == 100 for width in (46, 64, 768, 2047))
     assert first.min() < -2 < 2 < first.max()

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from ..heads import DistilBertForMultipleChoice, DistilBertForSequenceClassification
 from ..model import DistilBertModel
-from .models import Model
+from .models import Model, choose
 from .report import Report, table
 from .steps import check_eval
+
+Target = Tensor | Sequence[int] | int | None
 
 
 def rollout(attentions: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
@@ -85,7 +87,7 @@ class Attribution(Report):
 def gradient_times_input(
     model: DistilBertForSequenceClassification,
     batch: Mapping[str, Tensor],
-    target: Tensor | None = None,
+    target: Target = None,
     tokens: Sequence[Sequence[str]] | None = None,
 ) -> Attribution:
     """Multiply each word embedding by the gradient of the target's logit with respect to it.
@@ -93,7 +95,7 @@ def gradient_times_input(
     Args:
         model: a classifier in eval mode.
         batch: input_ids and attention_mask (B, S).
-        target: (B,) classes; None explains the predicted ones.
+        target: a class, or B of them, one for each text; None explains the predicted ones.
         tokens: B lists of S strings, for printing and for coloured text in a notebook.
 
     Source: Shrikumar et al. 2016.
@@ -107,7 +109,7 @@ def gradient_times_input(
 def integrated_gradients(
     model: DistilBertForSequenceClassification,
     batch: Mapping[str, Tensor],
-    target: Tensor | None = None,
+    target: Target = None,
     steps: int = 32,
     tokens: Sequence[Sequence[str]] | None = None,
 ) -> Attribution:
@@ -116,7 +118,7 @@ def integrated_gradients(
     Args:
         model: a classifier in eval mode.
         batch: input_ids and attention_mask (B, S).
-        target: (B,) classes; None explains the predicted ones.
+        target: a class, or B of them, one for each text; None explains the predicted ones.
         steps: points on the line (midpoint rule). They are enough when `explained` is near `to_explain`.
         tokens: B lists of S strings, for printing and for coloured text in a notebook.
 
@@ -175,23 +177,33 @@ def logit_lens(model: Model, batch: Mapping[str, Tensor]) -> Tensor:
 
 def _word_embeddings(model: DistilBertForSequenceClassification, batch: Mapping[str, Tensor]) -> Tensor:
     check_eval(model)
+    if not isinstance(model, DistilBertForSequenceClassification):
+        raise ValueError(f"it explains the class of a text, and {type(model).__name__} gives none")
     return model.distilbert.embeddings.word_embeddings(batch["input_ids"]).detach()  # (B, S, D)
 
 
 @torch.no_grad()
 def _predict(
-    model: DistilBertForSequenceClassification, embeds: Tensor, batch: Mapping[str, Tensor], target: Tensor | None
+    model: DistilBertForSequenceClassification, embeds: Tensor, batch: Mapping[str, Tensor], target: Target
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, L), and the classes to explain (B,)."""
     logits = model(inputs_embeds=embeds, attention_mask=batch.get("attention_mask")).logits
-    return logits, logits.argmax(-1) if target is None else target
+    if target is None:
+        return logits, logits.argmax(-1)
+    classes = torch.as_tensor(target, device=logits.device).flatten()
+    if classes.dtype != torch.int64 or len(classes) not in (1, len(logits)):
+        raise ValueError(f"target must be a class, or one for each of {len(logits)} texts, got {target}")
+    choose("target", classes.tolist(), logits.shape[1])
+    return logits, classes.expand(len(logits))
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def _gradient(
     model: DistilBertForSequenceClassification, embeds: Tensor, batch: Mapping[str, Tensor], target: Tensor
 ) -> Tensor:
     """Gradient of the target's logit with respect to the word embeddings, (B, S, D)."""
-    embeds = embeds.detach().requires_grad_()
+    embeds, target = embeds.clone().requires_grad_(), target.clone()  # what inference mode has made has no gradient
     logits = model(inputs_embeds=embeds, attention_mask=batch.get("attention_mask")).logits
     (gradient,) = torch.autograd.grad(logits.gather(1, target[:, None]).sum(), embeds)
     return gradient

@@ -86,8 +86,13 @@ def label_flips(
         tokenizer: its tokenizer.
         texts: short ones; those that are longer than `beside` get no padding.
         beside: the long text, cut at the model's number of positions.
+
+    Raises:
+        ValueError: another class of model, or one in training mode.
     """
     check_eval(model)
+    if not isinstance(model, DistilBertForSequenceClassification):
+        raise ValueError(f"labels flip where a text has one, and {type(model).__name__} gives none")
     batch = tokenizer(
         [beside, *texts],
         padding=True,

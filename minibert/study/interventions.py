@@ -13,13 +13,13 @@ from ..pretrained import PreTrainedModel
 from .models import attention_step, choose, layer_name
 from .plots import heatmap
 from .report import Report, table
-from .steps import Hooks, capture, check_eval, edit
+from .steps import Edits, capture, check_eval, edit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def ablate_heads(model: PreTrainedModel, heads: Iterable[tuple[int, int]], how: str = "zero") -> Hooks[None]:
+def ablate_heads(model: PreTrainedModel, heads: Iterable[tuple[int, int]], how: str = "zero") -> Edits:
     """Take attention heads out in a `with` block: their output, the context, is replaced for every token.
 
     Args:
@@ -37,20 +37,23 @@ def ablate_heads(model: PreTrainedModel, heads: Iterable[tuple[int, int]], how: 
     if how not in ("zero", "mean"):
         raise ValueError(f"how must be 'zero' or 'mean', got {how!r}")
     heads_of: defaultdict[int, list[int]] = defaultdict(list)
-    for layer, head in heads:
+    for pair in heads:
+        if not isinstance(pair, Sequence) or len(pair) != 2:
+            raise ValueError(f"heads must be pairs of (layer, head), such as [(0, 1)], got {pair!r}")
+        layer, head = pair
         choose("layer", [layer], model.config.n_layers)
         heads_of[layer] += choose("head", [head], model.config.n_heads)
 
     def ablate(layer: int, context: Tensor) -> Tensor:  # (B, H, S, E)
-        context = context.clone()
         mask = masks.target.pop(attention_step(model, layer, "mask"), None)  # the next forward may have no mask
         for head in heads_of[layer]:
             context[:, head] = 0 if how == "zero" else _real_tokens(context[:, head], mask).mean(0)
         return context
 
-    edits = {attention_step(model, layer, "context"): partial(ablate, layer) for layer in heads_of}
     masks = capture(model, "*.attention.mask")
-    return Hooks([*masks.hooks, *edit(model, edits).hooks], lambda: None)
+    edits = edit(model, {attention_step(model, layer, "context"): partial(ablate, layer) for layer in heads_of})
+    edits.hooks = [*masks.hooks, *edits.hooks]
+    return edits
 
 
 def _real_tokens(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -59,7 +59,7 @@ def read_batch(model: Model, batch: Mapping[str, Tensor]) -> Rows:
     """
     check_eval(model)
     for name in ("input_ids", "attention_mask"):
-        if not isinstance(batch.get(name), Tensor):
+        if not isinstance(batch, Mapping) or not isinstance(batch.get(name), Tensor):
             raise ValueError(f"the batch needs a tensor {name}: tokenizer(texts, padding=True, return_tensors='pt')")
     ids = batch["input_ids"]
     if ids.ndim != 2 and not (ids.ndim == 3 and isinstance(model, DistilBertForMultipleChoice)):

@@ -10,6 +10,7 @@ inner one acts later: a capture inside an edit sees the edited value, a capture 
 """
 
 import difflib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
@@ -136,34 +137,66 @@ def capture(model: nn.Module, *patterns: str, to: Destination | None = None, lim
     return Capture(model, patterns, to, limit)
 
 
-def edit(model: nn.Module, edits: Mapping[str, Edit]) -> Hooks[None]:
+class Edits(Hooks[None]):
+    """What `edit` returns."""
+
+    def __init__(self, model: nn.Module, edits: Mapping[str, Edit]) -> None:
+        self.patterns, self.idle = list(edits), set(edits)
+        super().__init__(
+            [
+                (model.get_submodule(name), partial(self._replace, pattern, name, change))
+                for pattern, change in edits.items()
+                for name in matching_names(model, (pattern,))
+            ],
+            lambda: None,
+        )
+
+    def __enter__(self) -> None:
+        self.idle = set(self.patterns)
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        if self.idle and error[0] is None:
+            warnings.warn(
+                f"the edit of {', '.join(sorted(self.idle))} changed nothing: no such step ran in the with block. "
+                "There is no mask step without an attention mask; a packed or compiled model runs no hooks",
+                stacklevel=2,
+            )
+
+    def _replace(
+        self, pattern: str, name: str, change: Edit, module: nn.Module, inputs: object, output: object
+    ) -> object:
+        self.idle.discard(pattern)
+        value = output[0] if isinstance(output, tuple) else output
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} returns a {type(value).__name__}, not a tensor: edit a step inside it")
+        # A copy, since a function may change it in place: layers share the mask, and the old value may be captured.
+        new = change(value.clone()) if callable(change) else change
+        if not isinstance(new, Tensor):
+            raise ValueError(f"the edit of {name} gives a {type(new).__name__}: return the new value, a tensor")
+        if not _fits(name, value.shape, new.shape):
+            raise ValueError(f"the edit of {name} gives shape {tuple(new.shape)}, the value has {tuple(value.shape)}")
+        new = new.to(value)
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+
+def edit(model: nn.Module, edits: Mapping[str, Edit]) -> Edits:
     """Replace values while the model runs, in a `with` block; all later values are computed from the new ones.
 
     Args:
         model: any model, with or without a head.
         edits: from a name or shell pattern to the new value, or to a function from the value to the new value. The new
-            value is cast to the old one's dtype and device. A mask may get the axis of heads that it lacks; any other
-            value keeps its shape.
+            value is cast to the old one's dtype and device. A mask (B, 1, Q, S) may become (B, H, S, S), one for each
+            head or query; any other value keeps its shape.
+
+    Returns:
+        A context manager. At its end it warns of a pattern of which no step ran in the block.
 
     Raises:
         ValueError: a pattern that fits nothing; during the forward, a new value of another shape.
     """
-
-    def replace(name: str, change: Edit, module: nn.Module, inputs: object, output: object) -> object:
-        value = output[0] if isinstance(output, tuple) else output
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{name} returns a {type(value).__name__}, not a tensor: edit a step inside it")
-        new = change(value) if callable(change) else change
-        if not isinstance(new, Tensor):
-            raise ValueError(f"the edit of {name} gives a {type(new).__name__}: return the new value, a tensor")
-        if not _broadcasts(value.shape, new.shape):
-            raise ValueError(f"the edit of {name} gives shape {tuple(new.shape)}, the value has {tuple(value.shape)}")
-        new = new.to(value)
-        return (new, *output[1:]) if isinstance(output, tuple) else new
-
-    named = [(name, change) for pattern, change in edits.items() for name in matching_names(model, (pattern,))]
-    hooks = [(model.get_submodule(name), partial(replace, name, change)) for name, change in named]
-    return Hooks(hooks, lambda: None)
+    return Edits(model, edits)
 
 
 def check_eval(model: nn.Module) -> None:
@@ -172,6 +205,8 @@ def check_eval(model: nn.Module) -> None:
     Raises:
         ValueError: the model is in training mode.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{type(model).__name__} has no steps to look into: pass the model itself")
     if model.training:
         raise ValueError("the model is in training mode, where dropout changes every value: call model.eval() first")
 
@@ -182,6 +217,8 @@ def matching_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     Raises:
         ValueError: a pattern that fits nothing, with the names that are most like it.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{type(model).__name__} has no steps to look into: pass the model itself")
     names = [name for name, _ in model.named_modules() if name]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -205,5 +242,7 @@ def _send(value: Tensor, to: Destination) -> Tensor:
     return to(value)
 
 
-def _broadcasts(old: torch.Size, new: torch.Size) -> bool:
-    return len(old) == len(new) and all(a in (b, 1) for a, b in zip(old, new, strict=True))
+def _fits(name: str, old: torch.Size, new: torch.Size) -> bool:
+    if name.endswith("attention.mask") and len(new) == 4:  # the axes of heads and of queries may have been 1
+        return (old[0], old[3]) == (new[0], new[3]) and old[1] in (1, new[1]) and old[2] in (1, new[2])
+    return old == new
