@@ -488,4 +488,5 @@ def test_the_examples_are_padded_to_several_lengths_then_without_a_mask(position
     assert masked["input_ids"].shape == (3, lengths[0])
     assert (masked["input_ids"][masked["attention_mask"] == 0] == 0).all()  # [PAD]
     assert plain.keys() == {"input_ids"}
+    assert torch.equal(next(examples(model(max_position_embeddings=positions)))["input_ids"], plain["input_ids"])
     assert torch.equal(plain["input_ids"], masked["input_ids"])

@@ -75,6 +75,14 @@ def test_a_second_forward_replaces_the_first_ones_values():
     assert [value.shape for value in steps.values()] == [(2, 4, 5, 5)] * 2
 
 
+def test_the_order_is_that_of_the_last_forward():
+    each = model(n_layers=1)
+    with capture(each, "*.mask", "*.probs") as steps:
+        each(**batch(mask="none"))
+        each(**batch())
+    assert [name.rpartition(".")[2] for name in steps] == ["mask", "probs"]
+
+
 def test_captured_values_keep_their_graph():
     each = model()
     with capture(each, PROBS.format(0)) as steps:
