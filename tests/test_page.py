@@ -95,6 +95,13 @@ def test_too_large_a_page_asks_for_layers_or_heads():
     assert len(attention_page(wide, unbounded(), "a nice day", length=512, layers=[5], heads=[0, 11])) < LIMIT
 
 
+def test_a_page_of_many_long_labels_is_refused():
+    labels = {i: f"{i:05}" + "é" * 900 for i in range(4000)}  # six bytes each in JSON, in both runs
+    many = model("DistilBertForSequenceClassification", id2label=labels)
+    with pytest.raises(ValueError, match=r"41 MiB, more than 32, with the names of all labels and tokens"):
+        attention_page(many, unbounded(), "a nice day")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
