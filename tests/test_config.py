@@ -6,6 +6,7 @@ import json
 import logging
 import pickle
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -105,6 +106,17 @@ def test_num_labels_wins_over_the_names_that_old_fine_tuning_left_in_place(caplo
     assert "id2label names 2 classes of 3" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["num_labels", "output_attentions"])
+def test_what_is_ignored_is_shown_on_one_short_line(caplog, name):
+    value = "\x1b[31mHACK\x1b]0;title\x07\n1\t0.99\tforged" + "a" * 10_000
+    with suppress(ValueError):  # num_labels is refused after the warning
+        DistilBertConfig.from_dict(BASE_2021 | {name: value})
+    (message,) = caplog.messages
+    assert "HACK" in message
+    assert message.isprintable()  # no escape sequence, no line break
+    assert len(message) < 300
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -129,6 +141,7 @@ def test_num_labels_wins_over_the_names_that_old_fine_tuning_left_in_place(caplo
         ({"id2label": {"1": "no", "2": "yes"}}, r"id2label must name the classes 0 to 1 \(num_labels\)"),
         ({"num_labels": 0}, "num_labels must be an integer from 1"),
         ({"id2label": {"0": "no", "00": "yes"}}, "id2label names a class twice"),
+        ({"id2label": {"0": "no" * 501}}, "id2label has a name of 1002 characters, 1000 are the most: 'nono"),
         ({"n_layers": 1001}, "n_layers must be an integer from 1 to 1000, got 1001"),
         ({"num_labels": 100_001}, "num_labels must be an integer from 1 to 100000, got 100001"),
         ({"initializer_range": 10**400}, "initializer_range must be a number of at least 0, got 1000"),

@@ -110,6 +110,13 @@ def test_a_page_may_be_as_large_as_its_limit(loaded, monkeypatch):
         attention_page(model, tokenizer, TEXTS * 2, heads=[0, 1, 2])
 
 
+def test_a_page_of_many_long_labels_is_refused():
+    labels = {i: f"{i:05}" + "é" * 900 for i in range(4000)}  # six bytes each in JSON, in both runs
+    many = model("DistilBertForSequenceClassification", id2label=labels)
+    with pytest.raises(ValueError, match=r"41 MiB, more than 32, with the names of all labels and tokens"):
+        attention_page(many, unbounded(), "a nice day")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
