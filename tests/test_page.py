@@ -95,14 +95,15 @@ def test_too_large_a_page_asks_for_layers_or_heads():
     assert len(attention_page(wide, unbounded(), "a nice day", length=512, layers=[5], heads=[0, 11])) < LIMIT
 
 
-def test_a_page_may_be_as_large_as_its_limit(loaded, monkeypatch):
+def test_the_maps_alone_may_be_as_large_as_the_limit_of_a_page(loaded, monkeypatch):
     model, tokenizer = loaded
-    size = 2 * 2 * 2 * 3 * 11**2 * 16 // 3  # states, rows, layers, heads, tokens
-    monkeypatch.setattr("minibert.study.page.LIMIT", size)
     for layers, heads in (([1, 0, 1], [2, 0, 1, 0]), (None, [3, 2, 1])):
         data = page_data(attention_page(model, tokenizer, TEXTS, layers=layers, heads=heads, after=edit(model, {})))
         assert (data["layers"], data["heads"]) == ([0, 1], [0, 1, 2] if layers else [1, 2, 3])
-        attention_page(model, tokenizer, TEXTS * 2, heads=heads)
+    size = 2 * 2 * 2 * 3 * 11**2 * 16 // 3  # states, rows, layers, heads, tokens
+    monkeypatch.setattr("minibert.study.page.LIMIT", size)
+    with pytest.raises(ValueError, match="with the names of all labels and tokens"):  # only with all the rest
+        attention_page(model, tokenizer, TEXTS * 2, heads=[2, 0, 1, 0])
     monkeypatch.setattr("minibert.study.page.LIMIT", size - 1)
     with pytest.raises(ValueError, match="for 2 rows of 11 tokens in 2 layers of 3 heads"):
         attention_page(model, tokenizer, TEXTS, heads=[0, 1, 2], after=edit(model, {}))
