@@ -359,6 +359,7 @@ def test_a_checkpoint_is_compared_on_batches_of_up_to_64_tokens(tmp_path):
     found = compare_checkpoint(tmp_path, against=["oracle"])
     assert [c.shape for c in found.comparisons] == [(2, 4), (3, 16), (4, 64)]  # and no sentences without a tokenizer
     assert [c.padded for c in found.comparisons] == [3, 23, 4 * 64 - 64 - 43 - 22 - 1]
+    assert compare_checkpoint(tmp_path, against=["oracle"]) == found  # the same batches each time
 
 
 @pytest.mark.reference

@@ -396,7 +396,9 @@ def test_the_coarsest_dtype_is_that_of_a_value_that_is_not_whole_numbers():
 def test_no_rounding_at_all_may_be_asked_for(classifier):
     right, inputs = classifier
     logits = output(right, inputs).logits
-    assert diagnose(right, inputs, logits, tolerance=0.0).verdict == "right"
+    report = diagnose(right, inputs, logits, tolerance=0.0)
+    assert report.verdict == "right"
+    assert report.given == [GivenValue("logits", tuple(logits.shape), 0.0, None, 0.0, "OK")]
     assert diagnose(right, inputs, logits + 1e-3, tolerance=0.0).verdict == "unknown"
 
 
@@ -486,4 +488,5 @@ def test_the_examples_are_padded_to_several_lengths_then_without_a_mask(position
     assert masked["input_ids"].shape == (3, lengths[0])
     assert (masked["input_ids"][masked["attention_mask"] == 0] == 0).all()  # [PAD]
     assert plain.keys() == {"input_ids"}
+    assert torch.equal(next(examples(model(max_position_embeddings=positions)))["input_ids"], plain["input_ids"])
     assert torch.equal(plain["input_ids"], masked["input_ids"])

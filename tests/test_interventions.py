@@ -9,6 +9,7 @@ from minibert.study import (
     edit,
     gradient_times_input,
     integrated_gradients,
+    label_flips,
     logit_lens,
     patch,
     rollout,
@@ -152,6 +153,9 @@ def test_batches_that_do_not_line_up_are_refused():
     other = inputs | {"attention_mask": torch.ones(3, 7, dtype=torch.long)}
     with pytest.raises(ValueError, match=r"got \[1, 4, 7\] in the clean one and \[7, 7, 7\] in the corrupt"):
         patch(each, inputs, other, "head", lambda output: output.logits[0, 0])
+    fewer = {name: value[:2] for name, value in inputs.items()}
+    with pytest.raises(ValueError, match=r"got \[1, 4, 7\] in the clean one and \[1, 4\] in the corrupt"):
+        patch(each, inputs, fewer, "head", lambda output: output.logits[0, 0])
     with pytest.raises(ValueError, match="the corrupt batch needs an attention_mask"):
         patch(each, inputs, {"input_ids": inputs["input_ids"]}, "head", lambda output: output.logits[0, 0])
     with pytest.raises(ValueError, match=r"nothing to restore: the metric of both runs is 2\.0000"):
@@ -226,6 +230,52 @@ def test_integrated_gradients_are_taken_at_the_middle_of_each_part_of_the_way(st
         gained = (each(**inputs).logits - start)[range(3), target]
     assert torch.allclose(result.to_explain, gained)
     assert torch.equal(integrated_gradients(each, inputs).scores, integrated_gradients(each, inputs, steps=32).scores)
+
+
+ATTRIBUTIONS = [gradient_times_input, integrated_gradients]
+
+
+@pytest.mark.parametrize("attribute", ATTRIBUTIONS)
+def test_one_class_is_explained_for_every_text(attribute):
+    each, inputs = model(CLASSIFIER, num_labels=3), batch()
+    expected = attribute(each, inputs, torch.tensor([2, 2, 2]))
+    assert (expected.scores != 0).any(1).all()
+    for target in (2, [2], [2, 2, 2], torch.tensor(2), torch.tensor([2])):
+        found = attribute(each, inputs, target)
+        assert torch.equal(found.scores, expected.scores)
+        assert found.target.tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("attribute", ATTRIBUTIONS)
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_attributions_need_no_gradients_around_them(attribute, off):
+    each, inputs = model(CLASSIFIER), batch()
+    expected = attribute(each, inputs)
+    with off():
+        inputs = {name: tensor.clone() for name, tensor in inputs.items()}
+        assert torch.equal(attribute(each, inputs).scores, expected.scores)
+
+
+@pytest.mark.parametrize("attribute", ATTRIBUTIONS)
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        (2, "target must be 0 to 1, got 2"),
+        ([0, -1, 1], "target must be 0 to 1, got -1"),
+        ([0, 1], r"target must be a class, or one for each of 3 texts, got \[0, 1\]"),
+        (0.5, "target must be a class, .* got 0.5"),
+    ],
+)
+def test_a_class_that_there_is_not_cannot_be_explained(attribute, target, says):
+    with pytest.raises(ValueError, match=says):
+        attribute(model(CLASSIFIER), batch(), target)
+
+
+@pytest.mark.parametrize("head", [head for head in HEADS if head != CLASSIFIER])
+def test_attributions_and_flips_are_of_a_class_of_a_text(head):
+    for look in (*ATTRIBUTIONS, label_flips):
+        with pytest.raises(ValueError, match=f"{head} gives none"):
+            look(model(head), batch(head))
 
 
 def test_attributions_that_cannot_be_are_refused():

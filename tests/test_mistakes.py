@@ -179,6 +179,124 @@ def test_a_mistake_in_a_block_is_made_in_each_layer(name, layer):
     assert torch.allclose(steps[step], expected(steps), rtol=1e-10, atol=1e-12)
 
 
+def by_name(wrong, each, prefix=""):
+    """The steps of a run."""
+    with capture(wrong, f"{prefix}*") as values, torch.no_grad():
+        wrong(**each)
+    return {name.removeprefix(prefix): value for name, value in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        ("q and k swapped", {"q": ("k", 1), "k": ("q", 1), "v": ("v", 1)}),
+        ("v from k_lin", {"q": ("q", 1), "k": ("k", 1), "v": ("k", 1)}),
+        ("no bias in q, k and v", {"q": ("q", 0), "k": ("k", 0), "v": ("v", 0)}),
+    ],
+)
+def test_which_projection_makes_q_k_and_v(name, of):
+    original = model().double()
+    steps = by_name(mistaken(original, name), inputs())
+    for layer, x in enumerate((steps["embeddings"], steps["transformer.layer.0"])):
+        attention = original.transformer.layer[layer].attention
+        for vector, (source, times) in of.items():
+            linear = getattr(attention, f"{source}_lin")
+            expected = x @ linear.weight.T + times * linear.bias
+            assert torch.allclose(steps[f"transformer.layer.{layer}.attention.{vector}_lin"], expected, rtol=1e-10)
+
+
+def test_pad_is_zero_and_no_other_word():
+    original = model(pad_token_id=3)
+    right, wrong = (m.embeddings.word_embeddings.weight for m in (original, mistaken(original, "[PAD] as zero")))
+    assert [row for row in range(50) if not torch.equal(right[row], wrong[row])] == [3]
+    assert (wrong[3] == 0).all()
+
+
+def test_layer_norm_without_weight_and_bias_and_none_after_the_embeddings():
+    original = model().double()
+    steps = by_name(mistaken(original, "LayerNorm without weight and bias"), inputs())
+    for norm, x in (("embeddings.LayerNorm", "embeddings.sum"), ("{}.sa_layer_norm", "{}.sa_residual")):
+        norm, x = norm.format("transformer.layer.1"), x.format("transformer.layer.1")
+        assert torch.allclose(steps[norm], F.layer_norm(steps[x], (D,), eps=1e-12), atol=1e-10)
+    steps = by_name(mistaken(original, "no embedding LayerNorm"), inputs())
+    assert torch.equal(steps["embeddings"], steps["embeddings.sum"])
+
+
+def test_pre_norm_normalizes_what_goes_in():
+    original = model().double()
+    steps = by_name(mistaken(original, "pre-norm"), inputs())
+    for layer, x in enumerate((steps["embeddings"], steps["transformer.layer.0"])):
+        block, name = original.transformer.layer[layer], f"transformer.layer.{layer}."
+        with torch.no_grad():
+            x = x + block.attention(block.sa_layer_norm(x), steps[name + "attention.mask"])[0]
+            expected = x + block.ffn(block.output_layer_norm(x))
+        assert torch.allclose(steps[name.rstrip(".")], expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("last layer missing", [0, 1]),
+        ("first layer missing", [1, 2]),
+        ("last layer in place of each", [2, 2, 2]),
+        ("first layer in place of each", [0, 0, 0]),
+    ],
+)
+def test_which_layers_are_left(name, layers):
+    original = model(n_layers=3)
+    blocks = mistaken(original, name).transformer.layer
+    expected = [original.transformer.layer[i].ffn.lin1.weight for i in layers]
+    assert all(block.ffn.lin1.weight is weight for block, weight in zip(blocks, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("head", "name", "expected"),
+    [
+        (CLASSIFIER, "softmax of the logits", lambda x: x.exp() / x.exp().sum(-1, keepdim=True)),
+        (CLASSIFIER, "labels in reverse order", lambda x: x[:, [1, 0]]),
+        ("DistilBertForTokenClassification", "labels in reverse order", lambda x: x[:, :, [1, 0]]),
+        (
+            "DistilBertForTokenClassification",
+            "softmax of the logits",
+            lambda x: x.exp() / x.exp().sum(-1, keepdim=True),
+        ),
+        (
+            "DistilBertForMultipleChoice",
+            "choices dealt by column",
+            lambda x: x.flatten()[[0, 3, 1, 4, 2, 5]].view(3, 2),
+        ),
+    ],
+)
+def test_which_logits_are_returned(head, name, expected):
+    original, each = model(head).double(), batch(head)
+    with torch.no_grad():
+        assert torch.allclose(mistaken(original, name)(**each).logits, expected(original(**each).logits), rtol=1e-10)
+
+
+def test_start_and_end_change_places():
+    original, each = model("DistilBertForQuestionAnswering").double(), batch()
+    with torch.no_grad():
+        right, wrong = original(**each), mistaken(original, "start and end swapped")(**each)
+    assert torch.equal(right.start_logits, wrong.end_logits)
+    assert torch.equal(right.end_logits, wrong.start_logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden"),
+    [
+        ("tanh in the classifier", lambda m, x: m.pre_classifier(x).tanh()),
+        ("no activation in the classifier", lambda m, x: m.pre_classifier(x)),
+        ("no pre_classifier", lambda m, x: x.relu()),
+    ],
+)
+def test_what_the_classifier_reads(name, hidden):
+    original = model(CLASSIFIER).double()
+    with torch.no_grad():
+        first = original.distilbert(**inputs()).last_hidden_state[:, 0]
+        given = mistaken(original, name)(**inputs()).logits
+        assert torch.allclose(given, original.classifier(hidden(original, first)), rtol=1e-10)
+
+
 def test_parameters_are_shared_and_modules_are_not():
     original = model(CLASSIFIER)
     wrong = mistaken(original, "tanh GELU")

@@ -95,19 +95,27 @@ def test_too_large_a_page_asks_for_layers_or_heads():
     assert len(attention_page(wide, unbounded(), "a nice day", length=512, layers=[5], heads=[0, 11])) < LIMIT
 
 
-def test_a_page_may_be_as_large_as_its_limit(loaded, monkeypatch):
+def test_the_maps_alone_may_be_as_large_as_the_limit_of_a_page(loaded, monkeypatch):
     model, tokenizer = loaded
-    size = 2 * 2 * 2 * 3 * 11**2 * 16 // 3  # states, rows, layers, heads, tokens
-    monkeypatch.setattr("minibert.study.page.LIMIT", size)
     for layers, heads in (([1, 0, 1], [2, 0, 1, 0]), (None, [3, 2, 1])):
         data = page_data(attention_page(model, tokenizer, TEXTS, layers=layers, heads=heads, after=edit(model, {})))
         assert (data["layers"], data["heads"]) == ([0, 1], [0, 1, 2] if layers else [1, 2, 3])
-        attention_page(model, tokenizer, TEXTS * 2, heads=heads)
+    size = 2 * 2 * 2 * 3 * 11**2 * 16 // 3  # states, rows, layers, heads, tokens
+    monkeypatch.setattr("minibert.study.page.LIMIT", size)
+    with pytest.raises(ValueError, match="with the names of all labels and tokens"):  # only with all the rest
+        attention_page(model, tokenizer, TEXTS * 2, heads=[2, 0, 1, 0])
     monkeypatch.setattr("minibert.study.page.LIMIT", size - 1)
     with pytest.raises(ValueError, match="for 2 rows of 11 tokens in 2 layers of 3 heads"):
         attention_page(model, tokenizer, TEXTS, heads=[0, 1, 2], after=edit(model, {}))
     with pytest.raises(ValueError, match="for 4 rows of 11 tokens in 2 layers of 3 heads"):
         attention_page(model, tokenizer, TEXTS * 2, heads=[0, 1, 2])
+
+
+def test_a_page_of_many_long_labels_is_refused():
+    labels = {i: f"{i:05}" + "é" * 900 for i in range(4000)}  # six bytes each in JSON, in both runs
+    many = model("DistilBertForSequenceClassification", id2label=labels)
+    with pytest.raises(ValueError, match=r"41 MiB, more than 32, with the names of all labels and tokens"):
+        attention_page(many, unbounded(), "a nice day")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from minibert.study import (
     patch,
     precision_ladder,
 )
+from minibert.study.interventions import Patching
 from minibert.study.padding import PaddingDrift, PadMass
 from minibert.study.plots import curves, heatmap
 
@@ -143,6 +144,14 @@ def test_a_plot_says_whether_the_mask_was_on():
         assert bar.get_ylabel() == "share (evenly spread: 0.12)"
     drift = PaddingDrift(True, ["a", "b"], torch.zeros(2, 1), torch.zeros(2, 1), torch.ones(2, 1))
     assert drift.plot().axes[0].get_title().endswith("alone, with the mask")
+
+
+@pytest.mark.parametrize(("restored", "largest"), [(0.5, 1), (-0.5, 1), (1.5, 1.5), (-1.5, 1.5)])
+def test_what_is_restored_has_colours_from_minus_1_to_1_or_further(restored, largest):
+    pytest.importorskip("matplotlib")
+    axes = Patching(("layer", "head"), ["a"], 1.0, 0.0, torch.tensor([[restored]])).plot().axes[0]
+    assert (axes.images[0].norm.vmin, axes.images[0].norm.vmax) == (-largest, largest)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["layer 0"]
 
 
 def test_a_0_has_a_place_on_plain_axes_only():

@@ -150,6 +150,11 @@ def test_a_report_goes_into_json():
     assert plain(value) == {"a": [1.0, None], "2": [None, [1]], "c": "x"}
 
 
+def test_a_report_says_itself_what_it_prints():
+    with pytest.raises(NotImplementedError):
+        str(Report())
+
+
 def test_values_by_layer_and_head_have_two_digits():
     values = torch.tensor([[0.125, 12.0], [0.0, 1e-6]])
     assert layers_by_heads(values, "max", values.amax(dim=1)).splitlines() == [

@@ -198,6 +198,9 @@ def fill(template: str, title: str, data: Mapping[str, Any]) -> str:
     """Fill a template: `{{title}}`, `{{data}}`, and other templates by their names.
 
     In one pass: what a part holds is not searched for placeholders again.
+
+    Raises:
+        ValueError: a page larger than LIMIT.
     """
 
     def read(name: str) -> str:
@@ -207,4 +210,10 @@ def fill(template: str, title: str, data: Mapping[str, Any]) -> str:
         "title": html.escape(title),
         "data": json.dumps(data).replace("<", r"\u003c"),  # so that no token can end the script element
     }
-    return re.sub(r"\{\{([\w.]+)\}\}", lambda match: parts.get(match[1]) or read(match[1]), read(template))
+    page = re.sub(r"\{\{([\w.]+)\}\}", lambda match: parts.get(match[1]) or read(match[1]), read(template))
+    if len(page) > LIMIT:
+        raise ValueError(
+            f"the page would take {len(page) / 2**20:.0f} MiB, more than {LIMIT / 2**20:.0f}, with the names of all "
+            f"labels and tokens: give fewer or shorter texts, or a model with fewer or shorter labels"
+        )
+    return page
