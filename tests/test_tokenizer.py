@@ -665,7 +665,7 @@ def test_an_unknown_maximum_length_is_an_error(options):
 def test_without_a_padding_token_there_is_no_padding():
     tokenizer = DistilBertTokenizer({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2})
     assert (tokenizer.pad_token_id, tokenizer.mask_token_id) == (None, None)
-    assert tokenizer("a").input_ids == [1, 0, 2]
+    assert tokenizer("a").input_ids == tokenizer.encode("a") == [1, 0, 2]
     with pytest.raises(ValueError, match=r"the vocabulary has no \[PAD\] to pad with"):
         tokenizer(["a", "b"], padding=True)
 
