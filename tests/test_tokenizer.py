@@ -203,6 +203,7 @@ def test_a_single_word_token_is_not_found_within_a_longer_word():
     tokenizer = with_added(AddedToken("cat", single_word=True), AddedToken("at"))
     assert tokenizer.tokenize("cat, cats") == ["cat", ",", *spelled("cats")]
     assert tokenizer.tokenize("bat") == ["b", "at"]
+    assert tokenizer.tokenize("cats a cat b") == [*spelled("cats"), "a", "cat", "b"]
     assert tokenizer.tokenize("xcat") == spelled("xcat")  # the longest is found first, and no other in its place
     assert tokenizer.tokenize("cat\u0301") == spelled("cat")
     for after in "z9_é\u0301\u0903\u20dd\u203f\u200dⅫⓐ\U0001e030":  # letters, digits, marks, a tie, a joiner, a numeral
@@ -314,6 +315,10 @@ def test_padding(options, ids):
     assert batch.special_tokens_mask == [[int(i < 5) for i in row] for row in ids]
 
 
+def test_padding_without_special_tokens():
+    assert SMALL(["a b", "c"], padding=True, add_special_tokens=False).input_ids == [[5, 6], [7, 0]]
+
+
 def test_sides_of_padding_and_truncation_can_be_set_for_the_tokenizer():
     tokenizer = DistilBertTokenizer(LETTERS, padding_side="left", truncation_side="left", model_max_length=5)
     assert tokenizer(["a b c d", "e"], padding=True, truncation=True).input_ids == [[2, 6, 7, 8, 3], [0, 0, 2, 9, 3]]
@@ -413,6 +418,8 @@ def test_windows_that_do_not_advance_are_refused():
     with pytest.raises(ValueError, match="windows of 0 tokens of this text cannot share stride=0"):
         SMALL("a", max_length=2, **options)
     assert kept_lengths(0, 2, 2, "only_first") == (0, 2)  # they fit
+    assert kept_lengths(1, 5, 4, "longest_first") == (1, 3)  # only the longer one is cut
+    assert kept_lengths(3, 3, 5, "longest_first") == (2, 3)
     assert SMALL("a b c", max_length=5, stride=9, **options).input_ids == [[2, 5, 6, 7, 3]]  # one window
 
 
@@ -472,6 +479,7 @@ def test_offsets_skip_what_is_dropped_and_cover_what_is_between():
         "a [MASK]b": [(0, 1), (2, 8), (8, 9)],
         "İ": [(0, 1)],
         "x\u00f1\u302e": [(0, 1), (1, 2), (2, 3)],
+        "a\u0301\u302e": [(0, 1), (1, 2)],
         "\u302e\U0001d165": [(0, 1), (1, 2)],  # the marks change places, their indices do not
     }.items():
         assert UNCASED(text, return_offsets_mapping=True, add_special_tokens=False).offset_mapping == offsets
@@ -490,6 +498,8 @@ def test_offsets_of_tokens_that_take_the_white_space_beside_them():
     tokenizer = with_added(AddedToken("<l>", lstrip=True), AddedToken("<r>", rstrip=True))
     encoding = tokenizer("a \t<l> <r>\u3000 a", return_offsets_mapping=True, add_special_tokens=False)
     assert encoding.offset_mapping == [(0, 1), (1, 6), (7, 12), (12, 13)]
+    one_space = tokenizer("a <l>b<r> a", return_offsets_mapping=True, add_special_tokens=False)
+    assert one_space.offset_mapping == [(0, 1), (1, 5), (5, 6), (6, 10), (10, 11)]
     assert tokenizer("<r> <l>a", return_offsets_mapping=True, add_special_tokens=False).offset_mapping == [
         *((0, 4), (4, 7), (7, 8)),  # the space belongs to the first
     ]
