@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .hub import HubRepository
+from .terminal import visible
 
 T = TypeVar("T")
 
@@ -178,7 +179,8 @@ def _read_safetensors(files: CheckpointFiles, name: object) -> dict[str, Tensor]
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a valid safetensors file ({error!s:.200}). {files.discard(path)}") from None
+        reason = visible(f"{error!s:.200}")
+        raise ValueError(f"{path}: not a valid safetensors file ({reason}). {files.discard(path)}") from None
 
 
 def _read_shards(files: CheckpointFiles, index: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from .checkpoint import CheckpointFiles, to_json, write_config
-from .terminal import visible
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +29,7 @@ MOST = {  # where the limit is lower
     "n_layers": 1000,  # each layer takes milliseconds to build, even without weights
     "num_labels": 100_000,  # each label gets a name
 }
+LONGEST_NAME = 1000  # characters of a label; reports and pages show each one several times
 
 
 @dataclass(init=False)
@@ -199,11 +199,11 @@ class DistilBertConfig:
         check_model_type(content.get("model_type"))
         labels = content.get("id2label")
         if isinstance(labels, Mapping) and content.get("num_labels") not in (None, len(labels)):
-            logger.warning("id2label names %d classes of %s: ignored", len(labels), content["num_labels"])
+            logger.warning("id2label names %d classes of %.200r: ignored", len(labels), content["num_labels"])
             content["id2label"] = None  # fine-tuning in 2020 kept the old names
         for name, value in CALL_ARGUMENTS.items():
             if content.get(name, value) not in (value, None):
-                logger.warning("config.json asks for %s=%s in all calls: ignored", name, visible(str(content[name])))
+                logger.warning("config.json asks for %s=%.200r in all calls: ignored", name, content[name])
         return cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})
 
     def to_dict(self) -> dict[str, Any]:
@@ -299,6 +299,8 @@ def read_names(id2label: object) -> dict[int, str]:
     names = {int(i): str(label) for i, label in id2label.items()}
     if len(names) < len(id2label):
         raise ValueError(f"id2label names a class twice: {id2label!r:.200}")
+    if long := next((name for name in names.values() if len(name) > LONGEST_NAME), None):
+        raise ValueError(f"id2label has a name of {len(long)} characters, {LONGEST_NAME} are the most: {long!r:.200}")
     return names
 
 

@@ -212,8 +212,9 @@ class DistilBertForMultipleChoice(ModelWithHead):
             output_attentions=output_attentions,
         )
         output = cast(LogitsOutput, output)
-        output.logits = output.logits.view(-1, choices)  # (B, C)
-        output.loss = None if labels is None else self.loss(output.logits, labels)
+        logits = output.logits.view(-1, choices)  # (B, C)
+        loss = None if labels is None else self.loss(logits, labels)
+        output = LogitsOutput(loss, logits, output.hidden_states, output.attentions)
         return output.to_tuple() if return_dict is False else output
 
 

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .terminal import visible
+
 logger = logging.getLogger(__name__)
 
 
@@ -91,7 +93,7 @@ class HubRepository:
                 raise OSError(f"{self.name}{self.hint()}") from None
             return None
         self.local_files_only = True
-        reason = str(cause).partition("\n")[0]
+        reason = visible(str(cause).partition("\n")[0][:200])
         self.failure = f"the download failed ({type(cause).__name__}: {reason})"
         path = self.find(filename)
         logger.warning("%s: %s: using the cache for %s", self.name, self.failure, filename)

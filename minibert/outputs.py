@@ -19,11 +19,10 @@ class ModelOutput(Mapping[str, Any], dict[str, Any]):  # type: ignore[misc, meta
 
     def __post_init__(self) -> None:
         first, *_ = vars(self).items()
-        if isinstance(
-            first[1], Mapping | Iterator
-        ):  # accelerate and DataParallel: type(output)({"logits": …}) or pairs
+        if isinstance(first[1], Mapping | Iterator):  # accelerate, DataParallel: type(output)({"logits": …}), or pairs
             vars(self).update({first[0]: None} | dict(first[1]))
-        if torch._C._is_tracing():  # torch.jit.trace, which reads the inherited dict, and crashes where that is empty
+        # torch.jit.trace reads the inherited dict, and crashes where that is empty.
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             dict.update(self, self._present())
 
     def _present(self) -> dict[str, Any]:

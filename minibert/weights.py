@@ -59,8 +59,9 @@ def compare_tensors(found: Mapping[str, Tensor], expected: Mapping[str, torch.Si
 
 
 def shorten(names: list[str]) -> str:
-    """Return the first names as a list in words."""
-    return str(names) if len(names) <= 6 else f"{names[:6]} and {len(names) - 6} more"
+    """Return the first names as a list in words, of at most 400 characters."""
+    first = f"{names[:6]!s:.400}"
+    return first if len(names) <= 6 else f"{first} and {len(names) - 6} more"
 
 
 def resolve_tie(config: DistilBertConfig, encoder: dict[str, Tensor], head: dict[str, Tensor]) -> DistilBertConfig:

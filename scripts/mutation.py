@@ -69,6 +69,7 @@ class Plugin:
         self.known, self.cover, self.end = seconds, cover, time.monotonic() + SECONDS
         self.seconds: dict[str, float] = {}
         self.failed: list[str] = []
+        self.running = ""
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Choose and sort."""
@@ -79,6 +80,7 @@ class Plugin:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         """Tell coverage the name of the test, or give the test its time."""
+        self.running = item.nodeid
         if self.cover:
             self.cover.switch_context(item.nodeid)
         elif time.monotonic() < self.end:
@@ -131,7 +133,13 @@ def in_child(folder: Path, files: list[str], seconds: dict[str, float] | None = 
             "ignore:Module already imported",
             *(["-x"] if seconds else []),
         ]
-        code = int(pytest.main([*options, *files], plugins=[plugin]))
+        try:
+            code = int(pytest.main([*options, *files], plugins=[plugin]))
+        except Exception:  # a mutant that takes modules out of sys.modules breaks pytest too
+            if not plugin.running:
+                raise
+            plugin.failed.append(plugin.running)
+            code = int(pytest.ExitCode.TESTS_FAILED)
         signal.alarm(0)
         lines: dict[str, dict[int, list[str]]] = {}
         if cover:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from minibert.study import audit, edit
+from minibert.study.audit import Batch, Check, errors, halves, is_weighted_sum
 
 from .models import SIZES, batch, model
 
@@ -88,6 +89,7 @@ PLANTED = {
     "mask in the mean only": [
         lambda size: mean(without_mask(ours(**size))),
         lambda size: normalized(mean(without_mask(ours(**size)))),
+        lambda size: with_head(mean(without_mask(ours(**size)))),
     ],
     "padding leaks": [lambda size: greatest(ours(**size))],  # a maximum that forgot the mask
 }
@@ -146,6 +148,140 @@ def test_transformers_passes_and_its_planted_leaks_do_not(name, attention):
         assert audit(call, batch()).findings == findings
     for call in (inverted, first(inverted), mean(inverted)):
         assert audit(call, batch()).findings[0] == "mask inverted"
+
+
+def moved_by(number, where, dtype=torch.float64):
+    """A callable that returns zeros, and a number where the padded batch is told by its mask."""
+    return lambda ids, mask: torch.full((len(ids), 2), number if where(mask) else 0.0, dtype=dtype)
+
+
+def as_given(mask):
+    return mask.shape == (3, 7) and mask.sum() == 12
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-9), (torch.float32, 1e-4), (torch.float16, 1e-2), (torch.bfloat16, 1e-1), (torch.int64, 0)],
+)
+def test_what_is_rounding_depends_on_the_dtype(dtype, tolerance):
+    for number in (0.9 * tolerance, 1.1 * tolerance or 1):
+        report = audit(moved_by(number, lambda mask: mask.shape[1] == 7, dtype), batch())
+        assert report.findings == (["length matters"] if number > tolerance else [])
+        assert report.checks[1].demanded == f"within {tolerance:g}"
+
+
+@pytest.mark.parametrize(
+    ("where", "findings"),
+    [
+        (lambda mask: mask.shape[1] == 7, ["length matters"]),
+        (lambda mask: mask.shape[1] == 7 and mask.sum() > 12, ["neighbours matter"]),
+        (as_given, ["length matters", "neighbours matter"]),
+    ],
+)
+def test_a_difference_as_large_as_the_tolerance_is_rounding_and_a_larger_one_is_not(where, findings):
+    call = moved_by(0.25, where)
+    report = audit(call, batch(), tolerance=0.25)
+    assert (report.findings, [check.passed for check in report.checks]) == ([], [True, True, True, None])
+    report = audit(call, batch(), tolerance=0.2499)
+    assert report.findings == findings
+    assert [check.passed for check in report.checks] == [
+        True, "length matters" not in findings, "neighbours matter" not in findings, None
+    ]  # fmt: skip
+    demanded = ["equal bits", "within 0.2499", "within 0.2499", "nothing"]
+    assert [check.demanded for check in report.checks] == demanded
+
+
+def test_padding_on_the_other_side_is_reported_whatever_comes_of_it():
+    report = audit(moved_by(0.5, lambda mask: mask.shape[1] == 7 and mask[0, 0] == 0), batch())
+    assert report.passed
+    assert [check.difference for check in report.checks] == [0, 0, 0, 0.5]
+
+
+def test_one_padded_slot_is_enough_to_find_a_leak_but_not_to_name_it():
+    inputs = {"input_ids": torch.tensor([[5, 6, 7], [6, 5, 0]]), "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}
+    right = ours()
+    assert audit(right, inputs).passed
+    assert audit(mean(right, torch.ones_like), inputs).findings == ["padding leaks"]
+
+
+def test_a_single_text_gets_one_neighbour():
+    one = {name: value[1:2] for name, value in batch().items()}
+    assert audit(moved_by(0.5, lambda mask: len(mask) == 2), one).findings == ["neighbours matter"]
+    assert audit(moved_by(0.5, lambda mask: len(mask) > 2), one).passed
+
+
+def test_a_mean_divided_by_all_slots_is_named_where_rounding_is_all_that_is_left():
+    def call(ids, mask):  # times 7 slots, by 3 tokens, the padded result is 3.5
+        return torch.full((len(ids), 1), 1.5 if mask.shape[1] == 7 else 3.0).double()
+
+    one = {"input_ids": torch.tensor([[5, 6, 7, 0, 0, 0, 0]]), "attention_mask": torch.tensor([[1, 1, 1, 0, 0, 0, 0]])}
+    assert audit(call, one, tolerance=0.5 / 3).findings == ["mean divided by all slots"]
+    assert audit(call, one, tolerance=0.49 / 3).findings == ["length matters"]
+
+
+@pytest.mark.parametrize(("real", "slots", "named"), [(3, 4, True), (2, 4, False), (3, 3, False), (4, 4, True)])
+def test_to_name_a_leak_takes_a_text_of_three_tokens_and_four_slots(real, slots, named):
+    lengths = torch.tensor([[real], [1]])
+    inputs = {
+        "input_ids": torch.randint(1, 50, (2, slots)),
+        "attention_mask": (torch.arange(slots) < lengths).long(),
+    }
+    expected = "mean over padding" if named else "padding leaks"
+    assert audit(mean(ours(), torch.ones_like), inputs).findings == [expected]
+
+
+def test_an_error_is_absolute_for_small_numbers_and_relative_for_large_ones():
+    nan, inf = float("nan"), float("inf")
+    our = torch.tensor([0.5, 3.0, -6.0, 1.0, nan, nan, 1.0, inf, -inf, inf, 0.0])
+    their = torch.tensor([0.25, 2.0, -4.0, 1.0, nan, 1.0, nan, inf, inf, 1.0, 0.0])
+    assert errors(our, their).tolist() == [0.25, 0.5, 0.5, 0, 0, inf, inf, 0, inf, inf, 0]
+    assert errors(our, their).dtype == torch.float64
+
+
+def test_every_other_slot_is_in_the_first_half():
+    slots = torch.tensor([[1, 1, 0, 1, 1]]).bool()
+    assert [half.long().tolist() for half in halves(slots)] == [[[1, 0, 0, 1, 0]], [[0, 1, 0, 0, 1]]]
+
+
+def test_other_ids_are_others_and_drawn_from_real_tokens():
+    ids = torch.tensor([[5, 6, 5, 0, 0], [6, 5, 0, 0, 0]])
+    drawn = Batch({"input_ids": ids, "attention_mask": ids.ne(0)}, "right", 0)
+    everywhere = drawn.other_ids(ids, torch.ones_like(ids).bool())
+    assert torch.equal(everywhere[ids != 0], 11 - ids[ids != 0])  # of two ids the other
+    assert set(everywhere[ids == 0].tolist()) == {5, 6}
+    assert torch.equal(drawn.other_ids(ids, ids == 0)[ids != 0], ids[ids != 0])
+
+
+def test_the_seed_says_which_ids():
+    wrong = first(without_mask(ours()))
+    reports = [audit(wrong, batch_ := batch(), seed=0)] + [audit(wrong, batch_, seed=seed) for seed in (0, 1)]
+    leaks = [report.checks[0].difference for report in reports]
+    assert leaks[0] == leaks[1] != leaks[2]
+    assert audit(wrong, batch_).checks[0].difference == leaks[0]
+
+
+@pytest.mark.parametrize(
+    ("whole", "is_sum"),
+    [
+        ([0.5, 0.5], True),
+        ([0.75, 0.5], True),  # 10 times eps of the largest number
+        ([0.5, 0.25], True),
+        ([0.755, 0.5], False),
+        ([0.5, 0.245], False),
+    ],
+)
+def test_the_weights_of_a_few_numbers_are_taken_as_given(whole, is_sum):
+    parts = [torch.tensor([1.0, 0.0]), torch.tensor([0.0, -1.0])]
+    assert is_weighted_sum(parts, [0.5, -0.5], torch.tensor(whole), 0.025) is is_sum
+
+
+def test_a_weighted_sum_of_many_numbers_may_have_any_weights():
+    parts = [torch.tensor([1.0, 0.0, 1.0]).double(), torch.tensor([0.0, 1.0, 1.0]).double()]
+    eps = torch.finfo(torch.float64).eps
+    assert is_weighted_sum(parts, [0.5, 0.5], 0.25 * parts[0] + 2 * parts[1], eps)
+    assert not is_weighted_sum(parts, [0.5, 0.5], parts[0] + parts[1] + 1e-6 * torch.tensor([1.0, 0, 0]), eps)
+    parts[1][0] = float("nan")
+    assert not is_weighted_sum(parts, [0.5, 0.5], parts[0], eps)
 
 
 def test_a_mean_divided_by_all_slots_is_named():
@@ -257,6 +393,10 @@ def test_the_report_prints_and_goes_into_json():
     assert lines[-1].startswith("mean over padding: outputs at padded slots are averaged too")
     assert str(audit(right, batch())).endswith("No padding gets into the result.")
     assert json.loads(json.dumps(report.to_dict()))["passed"] is False
+    words = [line.split()[-1] for line in lines[1:5]]
+    assert words[:3] == ["FAILED", "FAILED", "passed"]
+    assert words[3] == f"{report.checks[3].difference:.4g}"  # no result where nothing is demanded
+    assert str(Check("a", "equal bits", 0.125, True)) == "a: equal bits, difference 1.2e-01"
 
 
 @pytest.mark.parametrize(
@@ -267,6 +407,7 @@ def test_the_report_prints_and_goes_into_json():
         ({"attention_mask": torch.full((3, 7), 0.5)}, "must hold only 0 .* got 0.5"),
         ({"attention_mask": torch.zeros(3, 7)}, "row .0. is all 0"),
         ({"attention_mask": torch.ones(3, 7)}, "nothing is padded: all rows have 7 tokens"),
+        ({"input_ids": torch.ones(3), "attention_mask": torch.ones(3)}, r"must be \(B, S\), got \(3,\), \(3,\)"),
         ({"input_ids": torch.full((3, 7), 5)}, "every real token has the id 5"),
     ],
 )
@@ -280,6 +421,8 @@ def test_inputs_that_show_nothing_are_refused(change, message):
     [
         (lambda ids, mask: model()(ids, mask), "must return a tensor, got EncoderOutput: choose one of its values"),
         (lambda ids, mask: ids.sum(), r"a row for each of 1 texts, got \(\)"),
+        (lambda ids, mask: torch.ones(5, 2), r"a row for each of 1 texts, got \(5, 2\)"),
+        (lambda ids, mask: torch.ones(len(ids), 0), r"a row for each of 1 texts, got \(1, 0\)"),
         (lambda ids, mask: torch.rand(len(ids), 4), "another result for the same input: switch dropout off"),
     ],
 )

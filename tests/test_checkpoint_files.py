@@ -228,6 +228,18 @@ def test_a_pickle_that_makes_a_huge_value_of_a_few_bytes_is_refused(tmp_path, mo
 # Damaged files, and names that are not a folder
 
 
+def test_an_error_about_weights_is_one_line_of_some_hundred_characters(tmp_path):
+    tensors = saved(tmp_path).state_dict()
+    write_tensors({"x" * 2000: tensors.popitem()[1]} | tensors, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=r"the file and the model do not match: missing .*; unexpected") as error:
+        load(tmp_path)
+    assert len(str(error.value)) < 800
+    header = b'{"a": {"dtype": "\\n", "shape": [], "data_offsets": [0, 0]}}'
+    (tmp_path / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match=r"unknown variant `\\n`.*Replace it with an intact copy"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("filename", [WEIGHTS, "config.json", "model.safetensors.index.json", "pytorch_model.bin"])
 @pytest.mark.parametrize(
     "damage",

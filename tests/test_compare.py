@@ -9,7 +9,15 @@ import torch
 import minibert
 from minibert.pretrained import PreTrainedModel
 from minibert.study import edit
-from minibert.study.compare import _merge, compare, compare_checkpoint
+from minibert.study.compare import (
+    CheckpointComparison,
+    ComparedStep,
+    Comparison,
+    _compare_step,
+    _merge,
+    compare,
+    compare_checkpoint,
+)
 from minibert.study.models import MODELS
 
 from .checkpoints import CLASSIFIER
@@ -193,6 +201,76 @@ def test_prints_a_table_and_what_comes_of_it():
     }
 
 
+def comparison_of(*steps, not_given=()):
+    """A comparison of given steps."""
+    return Comparison("Ours", "theirs.Theirs", "float32", (2, 3), 1, 0.25, list(steps), list(not_given))
+
+
+EQUAL, OFF = ComparedStep("a", "OK", (2, 3), True, 0.0, None), ComparedStep("b", "OK", (2,), False, 0.125, 0.0625)
+WRONG, OTHER = ComparedStep("c", "DIFF", (2, 1), False, 0.5, 2.0), ComparedStep("d", "SHAPE", (9,))
+ERROR = "An error is |ours - other's| / max(1, |other's|), the largest of a value's numbers."
+
+
+def test_a_comparison_prints_its_steps_and_the_first_that_differs():
+    result = comparison_of(EQUAL, OFF, WRONG, OTHER, not_given=["e", "x.layer.0.y", "x.layer.11.y", "x.layer.0.z"])
+    assert str(result).splitlines() == [
+        "Ours and theirs.Theirs, float32, a batch of 2 x 3, 1 padded",
+        "",
+        "value  shape  result  equal  error at real  error at padded",
+        "a      2 x 3  OK      yes    0",
+        "b          2  OK      no     1.2e-01        6.2e-02",
+        "c      2 x 1  DIFF    no     5.0e-01        2.0e+00",
+        "d          9  SHAPE   no",
+        "",
+        ERROR,
+        "4 values: DIFFERENT, first at c (tolerance 0.25)",
+        "Not given by theirs.Theirs: e, x.layer.*.y, x.layer.*.z",
+    ]
+    assert (result.ok, result.first_divergence) == (False, "c")
+    assert (result.error_real, result.error_padded) == (0.5, 2.0)
+    right = comparison_of(EQUAL, OFF)
+    assert (right.ok, right.first_divergence, right.verdict) == (True, None, "equal to rounding")
+    assert (right.error_real, right.error_padded) == (0.125, 0.0625)
+    assert (comparison_of(OTHER).error_real, comparison_of(OTHER).error_padded) == (0.0, 0.0)
+    assert comparison_of(EQUAL).verdict == "equal bit for bit"
+
+
+def test_a_checkpoint_prints_a_line_for_each_comparison_and_the_first_failed_one():
+    failed = comparison_of(EQUAL, WRONG, not_given=["e"])
+    result = CheckpointComparison("name", [comparison_of(EQUAL), failed, comparison_of(OFF, WRONG)])
+    assert str(result).splitlines() == [
+        "name",
+        "",
+        "with           dtype    batch  padded  values  error at real  error at padded  result",
+        "theirs.Theirs  float32  2 x 3       1       1              0                0  equal bit for bit",
+        "theirs.Theirs  float32  2 x 3       1       2        5.0e-01          2.0e+00  DIFFERENT, first at c",
+        "theirs.Theirs  float32  2 x 3       1       2        5.0e-01          2.0e+00  DIFFERENT, first at c",
+        "",
+        ERROR,
+        "Not given by theirs.Theirs: nothing is missing",
+        "Not given by theirs.Theirs: e",
+        "",
+        *str(failed).splitlines(),
+    ]
+    assert (result.ok, CheckpointComparison("name", [comparison_of(OFF)]).ok) == (False, True)
+
+
+def test_an_error_that_is_the_tolerance_is_ok_and_is_relative_to_large_numbers_of_the_other():
+    real = torch.tensor([[True, False]])
+    theirs = torch.tensor([[[0.5, -4.0], [1.0, 8.0]]])  # (B, S, D)
+    off = torch.tensor([[[0.25, 1.0], [0.5, 2.0]]])
+    for ours in (theirs + off, theirs - off):
+        for tolerance, result in ((0.5, "OK"), (0.499, "DIFF")):
+            step = _compare_step("x", ours, theirs, real, tolerance)
+            assert step == ComparedStep("x", result, (1, 2, 2), False, 0.25, 0.5)
+    assert _compare_step("x", theirs.clone(), theirs, real, 0.0) == ComparedStep("x", "OK", (1, 2, 2), True, 0.0, 0.0)
+    double = _compare_step("x", theirs.double(), theirs, real, 0.0)
+    assert double == ComparedStep("x", "OK", (1, 2, 2), False, 0.0, 0.0)
+    assert _compare_step("x", theirs, theirs, real | True, 0.0).error_padded is None
+    assert _compare_step("x", None, theirs, real, 0.0) == ComparedStep("x", "MISSING", (1, 2, 2))
+    assert _compare_step("x", theirs[0], theirs, real, 0.0) == ComparedStep("x", "SHAPE", (2, 2))
+
+
 @pytest.mark.parametrize(
     ("change", "other", "batch_change", "says"),
     [
@@ -274,6 +352,14 @@ def test_a_checkpoint_agrees_with_the_oracle(tmp_path, head):
     shapes = [(2, 4), (3, 16), (4, 16), (2, 11)]  # 16 positions; [CLS] but what about tomorrow ? im not sure . [SEP]
     assert [c.shape for c in found.comparisons] == [choices + shape for shape in shapes]
     assert [c.padded for c in found.comparisons] == [3, 23, 30, 3]  # lengths 4 1; 16 8 1; 16 11 6 1; 8 11
+
+
+def test_a_checkpoint_is_compared_on_batches_of_up_to_64_tokens(tmp_path):
+    model(n_layers=1, max_position_embeddings=80).save_pretrained(tmp_path)
+    found = compare_checkpoint(tmp_path, against=["oracle"])
+    assert [c.shape for c in found.comparisons] == [(2, 4), (3, 16), (4, 64)]  # and no sentences without a tokenizer
+    assert [c.padded for c in found.comparisons] == [3, 23, 4 * 64 - 64 - 43 - 22 - 1]
+    assert compare_checkpoint(tmp_path, against=["oracle"]) == found  # the same batches each time
 
 
 @pytest.mark.reference

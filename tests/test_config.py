@@ -6,6 +6,7 @@ import json
 import logging
 import pickle
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -105,6 +106,17 @@ def test_num_labels_wins_over_the_names_that_old_fine_tuning_left_in_place(caplo
     assert "id2label names 2 classes of 3" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["num_labels", "output_attentions"])
+def test_what_is_ignored_is_shown_on_one_short_line(caplog, name):
+    value = "\x1b[31mHACK\x1b]0;title\x07\n1\t0.99\tforged" + "a" * 10_000
+    with suppress(ValueError):  # num_labels is refused after the warning
+        DistilBertConfig.from_dict(BASE_2021 | {name: value})
+    (message,) = caplog.messages
+    assert "HACK" in message
+    assert message.isprintable()  # no escape sequence, no line break
+    assert len(message) < 300
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -129,6 +141,7 @@ def test_num_labels_wins_over_the_names_that_old_fine_tuning_left_in_place(caplo
         ({"id2label": {"1": "no", "2": "yes"}}, r"id2label must name the classes 0 to 1 \(num_labels\)"),
         ({"num_labels": 0}, "num_labels must be an integer from 1"),
         ({"id2label": {"0": "no", "00": "yes"}}, "id2label names a class twice"),
+        ({"id2label": {"0": "no" * 501}}, "id2label has a name of 1002 characters, 1000 are the most: 'nono"),
         ({"n_layers": 1001}, "n_layers must be an integer from 1 to 1000, got 1001"),
         ({"num_labels": 100_001}, "num_labels must be an integer from 1 to 100000, got 100001"),
         ({"initializer_range": 10**400}, "initializer_range must be a number of at least 0, got 1000"),
@@ -213,18 +226,24 @@ def test_an_unknown_keyword_is_kept_with_a_warning_and_not_saved():
         config.pruned_heads  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["output_attentions", "output_hidden_states"])
-def test_what_a_call_returns_is_not_asked_for_in_the_config(name):
-    config, message = DistilBertConfig(), rf"{name} is an argument of the call: model\(…, {name}=True\)"
+@pytest.mark.parametrize(
+    ("name", "value"), [("output_attentions", True), ("output_hidden_states", True), ("return_dict", False)]
+)
+def test_what_a_call_returns_is_not_asked_for_in_the_config(name, value, caplog):
+    config, message = DistilBertConfig(), rf"{name} is an argument of the call: model\(…, {name}={value}\)"
     for ask in (
-        lambda: setattr(config, name, True),
-        lambda: DistilBertConfig(**{name: True}),
-        lambda: config.changed(**{name: True}),
+        lambda: setattr(config, name, value),
+        lambda: DistilBertConfig(**{name: value}),
+        lambda: config.changed(**{name: value}),
     ):
         with pytest.raises(ValueError, match=message):
             ask()
-    setattr(config, name, False)  # asks for nothing
-    assert DistilBertConfig.from_dict(DistilBertConfig().to_dict() | {name: True}) == config  # files may hold it
+    setattr(config, name, not value)  # asks for nothing
+    content = DistilBertConfig().to_dict()
+    assert DistilBertConfig.from_dict(content | {name: not value}) == config
+    assert not caplog.messages
+    assert DistilBertConfig.from_dict(content | {name: value}) == config  # files may hold it
+    assert caplog.messages == [f"config.json asks for {name}={value} in all calls: ignored"]
 
 
 @pytest.mark.parametrize("given", ["id2label", "label2id"])

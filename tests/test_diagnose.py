@@ -9,8 +9,21 @@ import torch
 from safetensors.torch import save_file
 
 from minibert.study import capture, diagnose
+from minibert.study.audit import errors
 from minibert.study.compare import OUTPUTS, real_positions
-from minibert.study.diagnose import Pair, Run, count_groups, examples, judge, read_run
+from minibert.study.diagnose import (
+    Diagnosis,
+    GivenValue,
+    Pair,
+    Run,
+    coarsest_dtype,
+    count_groups,
+    different,
+    examples,
+    greatest_error,
+    judge,
+    read_run,
+)
 from minibert.study.mistakes import catalogue, mistaken, share
 
 from .command_line import run
@@ -262,6 +275,133 @@ def test_the_report_prints_and_goes_into_json(classifier):
     assert json.loads(json.dumps(report.to_dict()))["mistakes"] == ["no positions"]
 
 
+OK = GivenValue("a", (1, 2), 0.0, 0.25, 1e-6, "PADDING")
+DIFF = GivenValue("logits", (2,), 0.5, None, 1e-6, "DIFF")
+TABLE = [
+    "value   shape  result   error at real  at padded  tolerance",
+    "a       1 x 2  PADDING              0  2.5e-01      1.0e-06",
+    "logits      2  DIFF           5.0e-01               1.0e-06",
+    "",
+]
+IDS = {"input_ids": torch.tensor([[1, 2]])}
+
+
+@pytest.mark.parametrize(
+    ("report", "lines"),
+    [
+        (
+            Diagnosis("mistake", "a", ["x", "y"], ["z"], 5, [OK, DIFF], IDS, "b"),
+            [
+                "Wrong, first at a. Each of these mistakes gives these very numbers:",
+                "   x",
+                "   y",
+                "An input that tells them apart:",
+                "   input_ids = [[1, 2]]",
+                "With it, the value of b tells more of them apart.",
+            ],
+        ),
+        (
+            Diagnosis("mistake", None, ["x"], ["z"], 5, [OK, DIFF], None, None),
+            ["Wrong. This mistake gives these very numbers:", "   x"],
+        ),
+        (
+            Diagnosis("unknown", "a", [], ["z", "w"], 5, [OK, DIFF], None, None),
+            [
+                "Wrong, first at a. Unknown: none of 5 mistakes gives these numbers.",
+                "These of 5 mistakes do not show in these values: z, w.",
+            ],
+        ),
+        (
+            Diagnosis("right", None, [], ["z"], 5, [OK, DIFF], IDS, None),
+            [
+                "Right: what is given is what the model computes, to rounding.",
+                "These of 5 mistakes do not show in these values: z.",
+                "An input that shows more of them:",
+                "   input_ids = [[1, 2]]",
+            ],
+        ),
+        (
+            Diagnosis("right at real tokens", None, [], [], 5, [OK, DIFF], None, "b"),
+            [
+                "Right at real tokens, to rounding; at padding it differs, where nobody should read it.",
+                "The value of b tells more of them apart.",
+            ],
+        ),
+    ],
+)
+def test_a_diagnosis_prints_its_verdict(report, lines):
+    assert str(report).splitlines() == TABLE + lines
+    assert str(DIFF) == "logits: DIFF, error 5.0e-01"
+
+
+def values(number, tolerance=None, name="x"):
+    """A run with one value."""
+    return Run({name: torch.tensor([[number]])}, {} if tolerance is None else {name: tolerance})
+
+
+def test_values_differ_where_they_are_further_apart_than_rounding_may_bring_them():
+    assert different(values(0.0, 0.25), values(0.25), ["x"]) == []
+    assert different(values(0.0, 0.25), values(0.2501), ["x"]) == ["x"]
+    assert different(values(0.0, 0.125), values(0.25, 0.25), ["x"]) == []  # the greater of both
+    assert different(values(0.0, 0.25), values(0.75), ["x"], times=3) == []
+    assert different(values(0.0, 0.25), values(0.7501), ["x"], times=3) == ["x"]
+    assert different(values(0.0), values(0.0), ["x"]) == []
+    assert different(values(0.0, 9.0), values(0.0, 9.0, name="y"), ["x"]) == ["x"]
+    assert different(values(0.0, 9.0), values(0.0, 9.0, name="y"), ["y"]) == ["y"]
+    assert different(values(0.0, 9.0), values(float("nan")), ["x"]) == ["x"]
+    assert greatest_error(values(0.0), Run({"x": torch.zeros(1, 3, 2)}, {}), "x") == 0  # broadcast
+    assert greatest_error(Run({"x": torch.zeros(2)}, {}), Run({"x": torch.zeros(3)}, {}), "x") == float("inf")
+
+
+def test_a_mistake_shows_if_it_moves_values_by_more_than_three_times_the_rounding():
+    right, real = values(0.0, 0.25), torch.tensor([[True]])
+    runs = {"seen": values(0.7501, 0.25), "unseen": values(0.75, 0.25), "other": values(1.0, 0.25)}
+    assert judge(right, runs, values(0.25), ["x"], real) == ([], ["unseen"])
+    assert judge(right, runs, values(0.7), ["x"], real) == (["seen"], ["unseen"])
+    assert judge(right, runs, values(0.8), ["x"], real) == (["seen", "other"], ["unseen"])
+    assert judge(right, runs, values(1.25), ["x"], real) == (["other"], ["unseen"])
+    assert judge(right, runs, values(1.2501), ["x"], real) == ([], ["unseen"])
+    assert count_groups({"right": right, "unseen": runs["unseen"]}, ["x"]) == 1
+    assert count_groups({"right": right} | runs, ["x"]) == 2
+    assert count_groups({"right": right} | runs | {"far": values(9.0, 0.25)}, ["x"]) == 3
+
+
+def test_eight_times_the_models_own_rounding_and_eight_times_eps_are_rounding(classifier):
+    right, inputs = classifier
+    exact = copy.deepcopy(right).double()
+    with torch.no_grad():
+        ran = Pair(right, exact, None).run(inputs)
+        low, double = read_run(right, inputs), read_run(exact, inputs)
+        given = Pair(right, exact, 0.5).run(inputs)
+    assert list(ran.values) == list(low)
+    eps, least = torch.finfo(torch.float32).eps, torch.finfo(torch.float32).min
+    for name, value in low.items():
+        rounding = errors(value.clamp(min=least), double[name].clamp(min=least)).max().item()
+        assert ran.tolerance[name] == max(8 * rounding, 8 * eps)
+    assert ran.tolerance["distilbert.embeddings.word_embeddings"] == 8 * eps
+    assert ran.tolerance[LAYER + "attention.mask"] == 8 * eps
+    assert ran.tolerance["logits"] > 8 * eps
+    assert set(given.tolerance.values()) == {0.5}
+
+
+def test_the_coarsest_dtype_is_that_of_a_value_that_is_not_whole_numbers():
+    half, brain, double = (torch.zeros(1, dtype=dtype) for dtype in (torch.float16, torch.bfloat16, torch.float64))
+    assert coarsest_dtype({"a": half, "b": brain, "c": double}) == torch.bfloat16
+    assert coarsest_dtype({"a": half, "b": [1.0]}) == torch.float16
+    assert coarsest_dtype(half) == torch.float16
+    for value in (double, torch.zeros(1, dtype=torch.long), [1.0], np.zeros(1, np.float16), {"a": double}):
+        assert coarsest_dtype(value) == torch.float32
+
+
+def test_no_rounding_at_all_may_be_asked_for(classifier):
+    right, inputs = classifier
+    logits = output(right, inputs).logits
+    report = diagnose(right, inputs, logits, tolerance=0.0)
+    assert report.verdict == "right"
+    assert report.given == [GivenValue("logits", tuple(logits.shape), 0.0, None, 0.0, "OK")]
+    assert diagnose(right, inputs, logits + 1e-3, tolerance=0.0).verdict == "unknown"
+
+
 @pytest.mark.parametrize(
     ("theirs", "message"),
     [
@@ -277,6 +417,15 @@ def test_values_that_do_not_fit_are_refused(classifier, theirs, message):
     right, inputs = classifier
     with pytest.raises(ValueError, match=message):
         diagnose(right, inputs, theirs)
+
+
+def test_a_value_that_is_given_twice_is_refused(classifier):
+    right, inputs = classifier
+    with capture(right, "*.embeddings.sum") as steps:
+        output(right, inputs)
+    (value,) = steps.values()
+    with pytest.raises(ValueError, match=r"distilbert.embeddings.sum is given twice, once as embeddings.sum$"):
+        diagnose(right, inputs, {"distilbert.embeddings.sum": value, "embeddings.sum": value})
 
 
 @pytest.mark.parametrize("tolerance", [-1.0, float("nan"), float("inf")])
@@ -339,4 +488,5 @@ def test_the_examples_are_padded_to_several_lengths_then_without_a_mask(position
     assert masked["input_ids"].shape == (3, lengths[0])
     assert (masked["input_ids"][masked["attention_mask"] == 0] == 0).all()  # [PAD]
     assert plain.keys() == {"input_ids"}
+    assert torch.equal(next(examples(model(max_position_embeddings=positions)))["input_ids"], plain["input_ids"])
     assert torch.equal(plain["input_ids"], masked["input_ids"])

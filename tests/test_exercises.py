@@ -1,12 +1,28 @@
 """The exercises: a copy is graded, minibert itself stays as it is."""
 
+import os
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
+import torch
 
 import minibert
-from minibert.study.exercises import EXERCISES, PACKAGE, SOURCE, changed, grade, initial, start
+from minibert import additive_mask
+from minibert.study.compare import ComparedStep, Comparison
+from minibert.study.exercises import (
+    EXERCISES,
+    PACKAGE,
+    SOURCE,
+    Grade,
+    changed,
+    exercise_file,
+    grade,
+    initial,
+    mask_faults,
+    start,
+)
 
 from .command_line import run
 
@@ -100,6 +116,66 @@ def test_a_grade_prints_the_first_error_and_how_far_probabilities_and_logits_mov
     assert probabilities != logits
 
 
+def graded(*steps, faults=(), asked="scores", prediction="scores"):
+    """A grade of some steps: name, result, error at real and at padded tokens."""
+    compared = [ComparedStep(name, result, (1,), False, real, padded) for name, result, real, padded in steps]
+    comparison = Comparison("ours", "oracle", "float64", (1, 2), 1, 0.0, compared, [])
+    return Grade(prediction, comparison.first_divergence or "none", asked, list(faults), comparison)
+
+
+RIGHT = "Your prediction, scores, is right."
+ELSEWHERE = "This is not the change that the exercise asks for: that one first differs elsewhere."
+
+
+def test_a_grade_prints_the_first_step_that_differs_the_largest_errors_and_the_verdict():
+    header = "first step that differs  result  error at real  error at padded"
+    steps = [("q", "OK", 9.0, 9.0), ("a.scores", "DIFF", 0.5, 0.25), ("a.probs", "DIFF", 0.125, 1.0)]
+    steps += [("b.probs", "DIFF", 0.375, 2.0), ("logits", "DIFF", 0.0625, None), ("c.probs", "OK", 7.0, 7.0)]
+    assert str(graded(*steps)).splitlines() == [
+        header,
+        "a.scores                 DIFF              0.5             0.25",
+        "At real tokens the probabilities differ by 0.38 at most.",
+        "At real tokens the logits differ by 0.062 at most.",
+        RIGHT,
+    ]
+    steps = [("a.mask", "SHAPE", None, None), ("a.probs", "SHAPE", None, 1.0)]
+    assert str(graded(*steps)).splitlines() == [
+        header,
+        "a.mask                   SHAPE",
+        "At real tokens the probabilities differ by 0 at most.",
+        "At real tokens the logits differ by 0 at most.",
+        ELSEWHERE,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("faults", "asked", "prediction", "right", "ok", "says"),
+    [
+        ([], "none", "none", True, True, ["Your prediction, none, is right."]),
+        ([], "none", "probs", True, False, ["Your prediction, probs, is not right."]),
+        (["a fault"], "none", "none", False, False, ["a fault"]),
+        ([], "scores", "none", False, False, [ELSEWHERE]),
+        (["a fault"], "scores", "scores", False, False, ["a fault", ELSEWHERE]),
+    ],
+)
+def test_a_grade_where_no_step_differs(faults, asked, prediction, right, ok, says):
+    result = graded(("q", "OK", 0.0, 0.0), faults=faults, asked=asked, prediction=prediction)
+    assert str(result).splitlines() == ["No step differs.", *says]
+    assert (result.change_is_right, result.ok) == (right, ok)
+
+
+def test_a_step_is_called_by_the_end_of_its_name_but_not_by_a_part_of_a_word(tmp_path):
+    solved(tmp_path, SCALE)
+    assert grade(tmp_path, SCALE, "attention.scores").ok
+    assert not grade(tmp_path, SCALE, "masked_scores").ok
+    with pytest.raises(ValueError, match="did you mean masked_scores or scores"):
+        grade(tmp_path, SCALE, "ed_scores")
+    with pytest.raises(ValueError, match=r"no step's name is 'x', or ends with it: `minibert trace` prints the names$"):
+        grade(tmp_path, SCALE, "x")
+    with pytest.raises(ValueError, match=r"no step's name is 'layer.9.scores', .*: did you mean scores or"):
+        grade(tmp_path, SCALE, "layer.9.scores")
+
+
 def test_a_prediction_may_be_a_whole_name(tmp_path):
     solved(tmp_path, SCALE)
     assert grade(tmp_path, SCALE, "distilbert.transformer.layer.0.attention.scores").ok
@@ -109,10 +185,29 @@ def test_a_prediction_may_be_a_whole_name(tmp_path):
 def test_work_is_kept_until_it_is_reset(tmp_path):
     copy = solved(tmp_path, SCALE)
     before = copy.read_bytes()
+    assert start(tmp_path / "new" / "folder", SCALE).exists()
     assert start(tmp_path, SCALE).read_bytes() == before
     grade(tmp_path, SCALE, "scores")
     assert copy.read_bytes() == before
     assert list(copy.parent.iterdir()) == [copy]  # no bytecode either
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_bytecode_is_written_afterwards_as_before(tmp_path, monkeypatch, before):
+    monkeypatch.setattr(sys, "dont_write_bytecode", before)
+    solved(tmp_path, SCALE)
+    assert grade(tmp_path, SCALE, "scores").ok
+    assert sys.dont_write_bytecode is before
+
+
+def test_a_copy_is_found_in_a_folder_that_python_has_listed_before(tmp_path):
+    copy = exercise_file(tmp_path, SCALE)
+    copy.parent.mkdir()
+    times = copy.parent.stat()
+    assert PathFinder.find_spec("model", [str(copy.parent)]) is None  # Python keeps the list of the folder's files
+    solved(tmp_path, SCALE)
+    os.utime(copy.parent, ns=(times.st_atime_ns, times.st_mtime_ns))  # as on a disk with coarse times
+    assert grade(tmp_path, SCALE, "scores").ok
 
 
 def test_each_grade_reads_the_copy_anew_and_leaves_minibert_as_it_is(tmp_path):
@@ -128,21 +223,73 @@ def test_each_grade_reads_the_copy_anew_and_leaves_minibert_as_it_is(tmp_path):
     assert not {name for name in set(sys.modules) - modules if name.startswith(PACKAGE)}
 
 
-@pytest.mark.parametrize(
-    ("body", "fault"),
-    [
-        ("return (attention_mask == 0)[:, None, None, :] * torch.finfo(dtype).min", "bools (B, 1, S, S)|4-D|of (2"),
-        ("return None", "additive_mask|NoneType"),
-    ],
-)
-def test_a_wrong_additive_mask_is_told_what_is_wrong(tmp_path, body, fault):
+def test_an_additive_mask_that_returns_nothing_is_told_so(tmp_path):
     copy = start(tmp_path, MINE)
-    text = copy.read_text("utf-8").replace('raise NotImplementedError("write additive_mask here")', body)
+    text = copy.read_text("utf-8").replace('raise NotImplementedError("write additive_mask here")', "return None")
     copy.write_text(text, "utf-8")
     result = grade(tmp_path, MINE, "none")
     assert not result.ok
-    assert result.faults
-    assert any(part in result.faults[0] for part in fault.split("|"))
+    assert result.faults == ["numbers (B, S): it returns a NoneType, not a tensor"]
+    assert result.faults[0] in str(result)
+
+
+def wrong_where(condition, change=torch.zeros_like):
+    """An additive mask that is wrong for some masks and dtypes."""
+
+    def wrong(mask, dtype):
+        right = additive_mask(mask, dtype)
+        return change(right) if condition(mask, dtype) else right
+
+    return wrong
+
+
+LEAST = torch.finfo(torch.float32).min
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fault"),
+    [
+        (
+            lambda mask, dtype: mask[:, None, None, :].to(dtype),
+            "numbers (B, S), torch.float32: [1.0, 1.0, 0.0, 1.0, 0.0, 0.0], not "
+            f"{[0.0, 0.0, LEAST, 0.0, LEAST, LEAST]}",
+        ),
+        (
+            wrong_where(lambda mask, dtype: mask.dtype == torch.bool),
+            f"bools (B, S), torch.float32: {[0.0] * 3}, not {[0.0, 0.0, LEAST]}",
+        ),
+        (
+            wrong_where(lambda mask, dtype: mask.ndim == 4),
+            f"bools (B, 1, S, S), torch.float32: {[0.0] * 4}, not {[0.0, LEAST, 0.0, 0.0]}",
+        ),
+        (
+            wrong_where(lambda mask, dtype: mask.shape == (2, 4, 2, 2)),
+            f"bools (B, H, S, S), torch.float32: {[0.0] * 32}, not {[0.0, LEAST, 0.0, 0.0] * 8}",
+        ),
+        (
+            wrong_where(lambda mask, dtype: dtype == torch.float64, lambda right: right.float()),
+            "numbers (B, S): torch.float32 of (2, 1, 1, 3), not torch.float64 of (2, 1, 1, 3)",
+        ),
+        (
+            wrong_where(lambda mask, dtype: dtype == torch.bfloat16, lambda right: right[0]),
+            "numbers (B, S): torch.bfloat16 of (1, 1, 3), not torch.bfloat16 of (2, 1, 1, 3)",
+        ),
+        (
+            wrong_where(lambda mask, dtype: dtype == torch.float16, lambda right: 0 * right + 1),
+            f"numbers (B, S), torch.float16: {[1.0] * 6}, not {[0.0, 0.0, -65504.0, 0.0, -65504.0, -65504.0]}",
+        ),
+        (
+            lambda mask, dtype: additive_mask(mask.clone(), dtype) + 0 * mask.zero_()[:, None, None, :],
+            "numbers (B, S): it changes the attention_mask that it is given",
+        ),
+    ],
+)
+def test_the_first_fault_of_an_additive_mask_is_named(wrong, fault):
+    assert mask_faults(wrong) == [fault]
+
+
+def test_the_right_additive_mask_has_no_fault():
+    assert mask_faults(additive_mask) == []
 
 
 @pytest.mark.parametrize(
@@ -150,6 +297,7 @@ def test_a_wrong_additive_mask_is_told_what_is_wrong(tmp_path, body, fault):
     [
         ("def additive_mask(:\n", "line 1: SyntaxError"),
         ("import torch\n1 / 0\n", "line 2: ZeroDivisionError"),
+        ("def fail():\n    1 / 0\n\n\nfail()\n", "line 2: ZeroDivisionError"),
         ("from torch import Tensor\n", "cannot import name"),
     ],
 )
@@ -181,8 +329,9 @@ def test_an_option_without_a_number_is_refused(capsys, option):
 
 
 def test_bad_inputs_are_named(tmp_path, capsys):
-    status, _, err = run(capsys, "exercise", 11, "--folder", tmp_path)
-    assert (status, "exercises are 1 to 10, got 11" in err) == (2, True)
+    for number in (0, 11):
+        status, _, err = run(capsys, "exercise", number, "--folder", tmp_path)
+        assert (status, f"exercises are 1 to 10, got {number}" in err) == (2, True)
     solved(tmp_path, SCALE)
     status, _, err = run(capsys, "exercise", SCALE, "--folder", tmp_path, "--predict", "score")
     assert (status, "no step's name is 'score', or ends with it: did you mean scores?" in err) == (2, True)

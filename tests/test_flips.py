@@ -1,11 +1,14 @@
 """Padding without a mask changes the label of short texts; the demo shows it, and the walk ends with it."""
 
+import copy
+import dataclasses
+
 import pytest
 import torch
 
 import minibert
 from minibert.study import label_flips, walk
-from minibert.study.flips import LONG_TEXT, SHORT_TEXTS
+from minibert.study.flips import LONG_TEXT, SHORT_TEXTS, Flips
 
 from .command_line import load
 
@@ -48,6 +51,32 @@ def test_where_no_label_changes_the_walk_says_so(checkpoint):
     printed = str(walk(model, tokenizer))
     assert f"Can the answer itself change? {SHORT_TEXTS[most]!r} beside" in printed
     assert printed.endswith("Without the mask none of 10 short texts changes its label; this one moves the most.")
+
+
+def test_a_label_has_flipped_if_only_the_run_without_the_mask_gives_another():
+    first, second = [1.0, 0.0], [0.0, 1.0]
+    alone, without_mask, with_mask = (
+        torch.tensor(runs)
+        for runs in ([first, first, first, second], [second, first, second, first], [second, first, first, second])
+    )
+    flips = Flips(list("abcd"), "long", 9, ["NO", "YES"], alone, without_mask, with_mask)
+    assert flips.flipped == [2, 3]
+    assert str(flips).splitlines() == [
+        "text  alone     padded, no mask  padded, mask",
+        "a     NO 1.00   YES 1.00         YES 1.00",
+        "b     NO 1.00   NO 1.00          NO 1.00",
+        "c     NO 1.00   YES 1.00         NO 1.00",
+        "d     YES 1.00  NO 1.00          YES 1.00",
+        "padded to 9 tokens; 2 of 4 labels change without the mask",
+    ]
+
+
+def test_texts_are_padded_on_the_right_whatever_the_tokenizer_does(demo):
+    model, tokenizer = demo
+    left = dataclasses.replace(tokenizer, padding_side="left")
+    assert torch.equal(label_flips(model, left).without_mask, label_flips(model, tokenizer).without_mask)
+    with pytest.raises(ValueError, match=r"model\.eval\(\)"):
+        label_flips(copy.deepcopy(model).train(), tokenizer)
 
 
 def test_a_text_as_long_as_the_long_one_is_not_padded(demo):

@@ -121,6 +121,20 @@ def test_a_cached_checkpoint_loads_when_the_hub_is_out_of_reach(hub, tiny_files)
     assert len(hub.naps) <= ONE_WAIT
 
 
+def test_what_a_hub_says_of_a_failure_does_not_control_the_terminal(hub, tiny_files, monkeypatch):
+    hub.commit(NAME, tiny_files)
+    hub.faults["config.json"] = 409
+    handler = hub.server.RequestHandlerClass
+    send = handler.send_response
+    monkeypatch.setattr(
+        handler, "send_response", lambda self, status: send(self, status, "\x1b[31mHACK\x07" + "a" * 999)
+    )
+    with pytest.raises(OSError, match="the download failed") as error:
+        load_tiny()
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 500
+
+
 def test_an_unreachable_hub_is_waited_for_only_once(hub):
     hub.stop()
     files = CheckpointFiles(NAME)

@@ -11,7 +11,9 @@ import torch
 
 from minibert import DEMO, DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer
 from minibert.study import attention_lab
+from minibert.study.lab import ranges
 from minibert.study.page import LIMIT
+from minibert.tokenizer import unicode_tables as tables
 
 from .command_line import load, run
 from .models import model as random_model
@@ -65,6 +67,50 @@ def test_a_model_that_is_too_large_is_refused_with_the_way_out():
     with pytest.raises(ValueError, match=r"170 MiB, more than 32: this model has 66,955,010 .* `minibert view`"):
         attention_lab(large, full_tokenizer())
     assert LIMIT == 32 * 2**20
+
+
+@pytest.mark.parametrize(("dtype", "bytes_", "holds"), [(torch.bfloat16, 2, "float16"), (torch.float32, 4, "float32")])
+def test_a_model_may_be_as_large_as_the_limit(monkeypatch, dtype, bytes_, holds):
+    model = classifier().to(dtype)
+    numbers = sum(tensor.numel() for tensor in model.state_dict().values())
+    size = numbers * bytes_ * 4 // 3  # base64 has four characters for three bytes
+    monkeypatch.setattr("minibert.study.lab.LIMIT", size)
+    assert page_data(attention_lab(model, full_tokenizer(), ["a"] * 4))["dtype"] == holds
+    monkeypatch.setattr("minibert.study.lab.LIMIT", size - 1)
+    with pytest.raises(ValueError, match=rf"this model has {numbers:,} weights in {holds}\."):
+        attention_lab(model, full_tokenizer())
+
+
+def test_values_that_need_float32_are_counted_so_where_float16_would_just_fit(monkeypatch):
+    model = classifier()
+    size = sum(tensor.numel() for tensor in model.state_dict().values()) * 2 * 4 // 3
+    monkeypatch.setattr("minibert.study.lab.LIMIT", size)
+    with pytest.raises(ValueError, match=r"weights in float32\."):
+        attention_lab(model, full_tokenizer())
+
+
+def test_the_page_holds_the_tokenizers_settings_and_unicode_tables():
+    classes = {
+        "DROPPED": tables.DROPPED.union(*tables.PRIVATE_USE),
+        "WHITE_SPACE": tables.WHITE_SPACE,
+        "CJK": {code_point for block in tables.CJK for code_point in block},
+        "PUNCTUATION": tables.PUNCTUATION,
+        "MARKS": tables.MARKS,
+        "REORDERED": tables.REORDERED,
+        "NEWER": tables.NEWER,
+    }
+    settings = page_data(attention_lab(classifier(), full_tokenizer(), "a"))["tokenizer"]
+    assert settings["unicode"]["classes"].keys() == classes.keys()
+    for name, ranges_ in settings["unicode"]["classes"].items():
+        assert {code_point for first, last in ranges_ for code_point in range(first, last + 1)} == classes[name], name
+    assert settings["unicode"]["newer_capitals"] == [[chr(a), chr(b)] for a, b in tables.NEWER_CAPITALS.items()]
+    assert ranges({32, 9, 10, 13, 12}) == [(9, 10), (12, 13), (32, 32)]
+
+
+@pytest.mark.parametrize(("own", "length"), [(None, 16), (9, 9), (20, 16)])
+def test_texts_are_cut_at_the_tokenizers_or_the_models_length(own, length):
+    tokenizer = DistilBertTokenizer(full_tokenizer()._wordpiece.vocab, model_max_length=own)
+    assert page_data(attention_lab(classifier(), tokenizer, "a"))["tokenizer"]["max_length"] == length
 
 
 @pytest.mark.parametrize(

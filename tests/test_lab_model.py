@@ -228,7 +228,7 @@ def tokenizers():
         *WRITTEN,
         *random_texts(40),
         "New-York new-york NEW-YORK",
-        "a nice day, nice days xnice day\u0301 nice day",
+        "a nice day, nice days xnice day\u0301 nice day² nice day\u200d nice day",
     ]
     texts += ["a<*>(+)b <*>( +)", "e" * 100, "ΟΔΟΣ", "a\u08d4\u302e", "ÉE éé eÉE \u0301ÉE aniceday 漢字漢"]
     yield DistilBertTokenizer.from_pretrained(DEMO), [*WRITTEN, *random_texts(400)]

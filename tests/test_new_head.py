@@ -35,6 +35,17 @@ def test_a_new_head_is_drawn_at_random_on_the_old_encoder_and_says_so(tmp_path, 
     assert all(parameter.device.type == "cpu" for parameter in made.parameters())
 
 
+@pytest.mark.reference
+@pytest.mark.parametrize("kind", ["DistilBertForSequenceClassification", "DistilBertForMultipleChoice"])
+def test_a_new_head_has_the_bits_that_transformers_draws(tmp_path, kind):
+    transformers = pytest.importorskip("transformers")
+    saved(tmp_path, "DistilBertModel")
+    torch.manual_seed(0)
+    expected = getattr(transformers, kind).from_pretrained(tmp_path)
+    torch.manual_seed(0)
+    assert_equal_parameters(getattr(minibert, kind).from_pretrained(tmp_path, new_head=True, num_labels=2), expected)
+
+
 def test_the_seed_decides_on_a_new_head(tmp_path):
     saved(tmp_path)
     heads = []

@@ -117,6 +117,17 @@ def test_a_packed_model_returns_the_same_fields(head):
     assert list(pack(each)(**inputs, output_hidden_states=True)) == list(each(**inputs, output_hidden_states=True))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("head", HEADS)
+def test_a_trace_of_torchscript_gives_a_dict(head):
+    each, inputs = model(head), batch(head)
+    traced = torch.jit.trace(each, example_kwarg_inputs=inputs, strict=False)
+    expected, found = each(**inputs), traced(**inputs)
+    assert list(found) == list(expected)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=0)
+
+
 def test_pytrees_see_the_tensors():
     output = model(CLASSIFIER)(**batch(), output_hidden_states=True)
     halved = pytree.tree_map(lambda tensor: tensor / 2, output)

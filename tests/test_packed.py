@@ -619,6 +619,12 @@ def test_rows_take_the_memory_of_their_tokens():
         ([[1, 50]], "rows contain 50 but vocab_size is 50"),
         ([[-1]], "rows contain -1"),
         ([[1.5]], "rows must be a tensor of int64 or int32, got torch.float32"),
+        (
+            torch.ones(2, 3).long(),
+            r"as in tokenizer\(texts\)\.input_ids, got Tensor; a padded tensor goes into the ordin",
+        ),
+        ({"input_ids": [[1]]}, "got dict"),
+        ([1, 2], "got list"),
     ],
 )
 def test_rows_that_the_model_cannot_take_are_refused(rows, says):
@@ -743,6 +749,32 @@ def test_a_model_that_was_cast_after_packing_must_be_packed_again():
         fast(**batch())
     with pytest.raises(ValueError, match="pack it again"):
         fast.rows([[1, 2]])
+
+
+def test_a_model_whose_weights_changed_after_packing_must_be_packed_again():
+    each, inputs = model("DistilBertForSequenceClassification"), batch()
+    fast = pack(each)
+    each.load_state_dict({name: tensor + 0.1 for name, tensor in each.state_dict().items()})
+    with pytest.raises(ValueError, match="weights have changed since it was packed: pack it again"):
+        fast(**inputs)
+    fast = pack(each)
+    each(**inputs, labels=torch.tensor([0, 1, 0])).loss.backward()
+    fast(**inputs)
+    torch.optim.SGD(each.parameters(), 0.1).step()
+    with pytest.raises(ValueError, match="pack it again"):
+        fast.rows([[1, 2]])
+
+
+def test_a_model_made_in_inference_mode_is_packed():
+    with torch.inference_mode():
+        each = model()
+        assert torch.equal(pack(each)(**batch()).last_hidden_state[0, 1:], torch.zeros(6, 32))
+
+
+def test_a_slice_of_the_layers_is_packed():
+    each, inputs = model(n_layers=3), batch()
+    each.transformer.layer = each.transformer.layer[:2]  # a new ModuleList, in training mode by itself
+    assert largest_difference(each(**inputs), pack(each)(**inputs), real_tokens(inputs)) <= 1e-5
 
 
 @each_kernel

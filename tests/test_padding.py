@@ -8,9 +8,23 @@ import pytest
 import torch
 
 from minibert import DistilBertConfig, DistilBertTokenizer, additive_mask
-from minibert.study.leak import check_pad_invariance, leak_routes, mask_only, renormalisation
-from minibert.study.masks import compare_masks
+from minibert.study.leak import (
+    MaskOnly,
+    PadInvariance,
+    Renormalisation,
+    check_pad_invariance,
+    leak_routes,
+    mask_only,
+    pad_gradient,
+    partial_masks,
+    renormalisation,
+)
+from minibert.study.masks import compare_masks, same
 from minibert.study.padding import (
+    LeftPadding,
+    PaddingDrift,
+    PadMass,
+    PrecisionLadder,
     distances,
     left_padding,
     multiply_adds,
@@ -19,7 +33,7 @@ from minibert.study.padding import (
     padding_drift,
     precision_ladder,
 )
-from minibert.study.rows import read_batch
+from minibert.study.rows import read_batch, real_part, run
 from minibert.study.steps import edit
 
 from .models import HEADS, batch, model
@@ -78,6 +92,23 @@ def test_a_text_drifts_by_rounding_with_the_mask_and_by_far_more_without(head):
     assert (without_mask.l2 >= without_mask.max).all()
 
 
+def test_drift_is_that_of_a_text_from_itself_alone():
+    each = model(CLASSIFIER).double()
+    report = padding_drift(each, TOKENIZER, TEXTS, mask=False)
+    padded = TOKENIZER(list(TEXTS), padding=True, return_tensors="pt").input_ids
+    with torch.no_grad():
+        together = each(padded, output_hidden_states=True)
+        for row, text in enumerate(TEXTS):
+            alone = each(TOKENIZER([text], return_tensors="pt").input_ids, output_hidden_states=True)
+            for stage, states in enumerate(alone.hidden_states):
+                ours = together.hidden_states[stage][row, : states.shape[1]]
+                drift = torch.stack([report.max[stage, row], report.l2[stage, row], report.cosine[stage, row]])
+                assert torch.allclose(drift, distances(ours, states[0]), atol=1e-9)
+            difference = together.logits[row] - alone.logits[0]
+            assert report.max[-1, row].item() == pytest.approx(difference.abs().max().item(), abs=1e-9)
+            assert report.l2[-1, row].item() == pytest.approx(difference.norm().item(), abs=1e-9)
+
+
 @pytest.mark.parametrize("mask", ["ragged", "holes"])
 @each_head
 def test_drift_that_shrinks_with_precision_is_rounding(head, mask):
@@ -112,6 +143,61 @@ def test_a_row_alone_keeps_its_positions():
     assert read_batch(model(), given).alone(1).position_ids.tolist() == [[6, 5, 4, 3]]
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "part"),
+    [
+        ("0.q", (2, 4, 3, 3), "queries"),
+        ("0.context", (2, 4, 3, 3), "queries"),
+        ("0.scores", (2, 4, 3, 3), "both"),
+        ("0.masked_scores", (2, 4, 3, 3), "both"),
+        ("0.probs", (2, 4, 3, 3), "both"),
+        ("0.dropout", (2, 4, 3, 3), "both"),
+        ("0.mask", (2, 1, 1, 3), "keys"),
+        ("0.mask", (2, 1, 3, 3), "both"),
+        ("dropout", (2, 3, 8), "tokens"),
+        ("logits", (2, 3, 5), "tokens"),
+        ("start_logits", (2, 3), "spans"),
+        ("end_logits", (2, 3), "spans"),
+        ("logits", (2, 3), "all"),
+        ("pre_classifier", (2, 8), "all"),
+        ("loss", (), "all"),
+    ],
+)
+def test_which_numbers_of_a_value_belong_to_real_tokens(name, shape, part):
+    real = torch.tensor([[True, True, False], [False, True, True]])
+    parts = {
+        "queries": real[:, None, :, None],
+        "keys": real[:, None, None, :],
+        "both": real[:, None, :, None] & real[:, None, None, :],
+        "tokens": real[:, :, None],
+        "spans": real,
+        "all": torch.tensor(True),
+    }
+    found = real_part(name, torch.zeros(shape), real)
+    assert torch.equal(found.expand(shape), parts[part].expand(shape))
+
+
+@pytest.mark.parametrize("mask", [True, False])
+@each_head
+def test_a_run_gives_the_hidden_states_and_the_logits_with_the_mask_or_without(head, mask):
+    each, inputs = model(head), batch(head)
+    rows = read_batch(each, inputs)
+    stages = run(each, rows, mask)
+    with torch.no_grad():
+        output = each(inputs["input_ids"], inputs["attention_mask"] if mask else None, output_hidden_states=True)
+    assert list(stages)[:3] == ["embeddings", "layer 0", "layer 1"]
+    assert all(map(torch.equal, stages.values(), output.hidden_states))
+    if head == "DistilBertForQuestionAnswering":
+        assert torch.equal(stages["logits"], torch.stack([output.start_logits, output.end_logits], dim=-1))
+    elif head != "DistilBertModel":
+        assert torch.equal(stages["logits"].flatten(), output.logits.flatten())
+    assert len(stages) == 3 + (head != "DistilBertModel")
+    assert rows.inputs(mask).keys() == {"input_ids", "attention_mask", "position_ids"}
+    padded = rows.real & ~rows.real.all(dim=1, keepdim=True)
+    assert torch.equal(rows.padded_queries, padded)
+    assert torch.equal(rows.position_ids, torch.arange(7).expand_as(rows.input_ids))
+
+
 # Padding on the left
 
 
@@ -129,6 +215,22 @@ def test_left_padding_is_mended_by_position_ids_and_pooling(head):
     assert (report.logits[1] > 0.01) == pools
     assert report.logits[1] < 1e-12 or pools
     assert report.logits[2] < 1e-12
+
+
+def test_left_padding_is_compared_with_each_text_alone():
+    each = model(CLASSIFIER).double()
+    report = left_padding(each, TOKENIZER, TEXTS)
+    padded = TOKENIZER(list(TEXTS), padding=True, padding_side="left", return_tensors="pt")
+    states, logits = [], []
+    with torch.no_grad():
+        together = each(**padded, output_hidden_states=True)
+        for row, text in enumerate(TEXTS):
+            alone = each(**TOKENIZER([text], return_tensors="pt"), output_hidden_states=True)
+            length = alone.hidden_states[-1].shape[1]
+            states.append((together.hidden_states[-1][row, -length:] - alone.hidden_states[-1][0]).abs().max())
+            logits.append((together.logits[row] - alone.logits[0]).abs().max())
+    assert report.hidden_states[0].item() == pytest.approx(max(states).item())
+    assert report.logits[0].item() == pytest.approx(max(logits).item())
 
 
 # What padding costs
@@ -155,6 +257,10 @@ def test_padding_cost_by_hand():
 
 def test_the_last_batch_may_be_smaller():
     assert padding_cost([1, 3, 2], max_length=4, batch_size=2).tokens.tolist() == [12, 8, 7, 6]
+    assert padding_cost([1, 3, 2], max_length=3, batch_size=1).tokens.tolist() == [9, 6, 6, 6]
+    base = padding_cost([*range(2, 34), 1])  # distilbert-base, 512 positions, batches of 32
+    assert base.tokens.tolist() == [33 * 512, 32 * 33 + 1, 32 * 32 + 33, 33 * 34 / 2]
+    assert base.multiply_adds[0] == 33 * multiply_adds(DistilBertConfig(), 512)
 
 
 def test_distilbert_base_takes_five_billion_multiply_adds_for_128_tokens():
@@ -213,6 +319,19 @@ def test_what_each_mask_makes_of_a_row_with_nothing_to_attend_to(kind, outcomes)
     assert report.deviation.isnan().all()
 
 
+def test_each_kind_dtype_and_row_has_its_own_deviation():
+    scores, mask = torch.cat([SCORES, 2 * SCORES]), torch.tensor([[1, 1, 0], [0, 1, 1]])
+    report = compare_masks(scores, mask, ["-inf", "rows"], [torch.float64, torch.float32])
+    assert report.deviation.shape == report.pad_mass.shape == report.row_sum.shape == (2, 2, 2)
+    assert (report.deviation[0] < 1e-6).all()
+    # Exponentials of 1, 2, 1 and of 1, 4, 1: unmasked the hidden key gets 1/4 and 1/6, and the others lack it.
+    expected = torch.tensor([[1 / 4, 1 / 6]] * 2, dtype=torch.float64)
+    assert torch.allclose(report.deviation[1], expected, atol=1e-6)
+    assert torch.allclose(report.pad_mass[1], expected, atol=1e-6)
+    assert (report.pad_mass[0] == 0).all()
+    assert torch.allclose(report.row_sum, torch.ones(2, 2, 2).double(), atol=1e-6)
+
+
 def test_float16_turns_its_own_minimum_into_infinity_beside_a_score_of_minus_16():
     scores, dtypes = torch.full((2, 3), -16.0), [torch.float16]
     report = compare_masks(scores, torch.cat([PADDED, EMPTY]), ["finfo.min"], dtypes)
@@ -244,6 +363,21 @@ def test_the_table_of_masks_has_a_line_for_each_row_and_kind():
     ]
 
 
+def test_masks_are_shown_on_a_padded_row_and_on_one_with_nothing_to_attend_to():
+    report = compare_masks(kinds=["rows", "multiply"], dtypes=[torch.float32])
+    assert report.scores.tolist() == [[1, 2, 3]] * 2
+    assert report.attention_mask.tolist() == [[1, 1, 0], [0, 0, 0]]
+    assert report.outcomes == [[["66.5% to padding", "uniform"]], [["sums to 0.33", "zeros"]]]
+
+
+def test_probabilities_are_the_same_up_to_a_hundredth():
+    zero, hundredth = torch.zeros(2).double(), torch.tensor([0.0, 0.01]).double()
+    assert same(zero, torch.tensor([0.0, 1e-2], dtype=torch.float64))
+    assert same(torch.tensor([1e-2, 0.0], dtype=torch.float64), zero)
+    assert not same(zero, hundredth * 1.01)
+    assert not same(hundredth * 1.01, zero)
+
+
 def test_every_word_of_the_table_of_masks_is_explained():
     lines = str(compare_masks()).splitlines()
     start = lines.index("")
@@ -265,7 +399,41 @@ def test_in_layer_0_the_mask_only_renormalises(head, mask):
     assert (error[1] > 0.01).all()
 
 
+@padded_masks
+def test_renormalisation_gives_the_greatest_error_of_the_real_queries_of_padded_rows(mask):
+    each, inputs = model().double(), batch(mask=mask)
+    real, error = inputs["attention_mask"].bool(), renormalisation(each, inputs).error
+    with torch.no_grad():
+        masked = each(**inputs, output_attentions=True).attentions
+        unmasked = each(inputs["input_ids"], output_attentions=True).attentions
+    for layer in range(2):
+        for head in range(4):
+            differences = []
+            for row in [row for row in range(3) if not real[row].all()]:
+                rescaled = torch.where(real[row], unmasked[layer][row, head], 0)
+                rescaled = rescaled / rescaled.sum(-1, keepdim=True)
+                differences.append((masked[layer][row, head] - rescaled)[real[row]].abs().max())
+            assert error[layer, head].item() == pytest.approx(max(differences).item(), abs=1e-12)
+
+
 # The mask in some places only
+
+
+def test_a_partial_mask_is_the_mask_in_some_heads_and_0_in_the_others():
+    each, inputs = model(), batch()
+    first, second = partial_masks(each, read_batch(each, inputs), [1], [2, 0]).values()
+    mask = additive_mask(inputs["attention_mask"], torch.float32)[:, 0]
+    assert first.shape == second.shape == (3, 4, 1, 7)
+    assert (first == 0).all()
+    assert torch.equal(second, torch.stack([mask, 0 * mask, mask, 0 * mask], dim=1).nan_to_num(0))
+
+
+def test_without_a_head_the_effect_is_that_on_the_last_hidden_states_of_real_tokens():
+    each, inputs = model(), batch()
+    with torch.no_grad():
+        masked, unmasked = each(**inputs).last_hidden_state, each(inputs["input_ids"]).last_hidden_state
+    change = (masked - unmasked)[inputs["attention_mask"].bool()].norm().item()
+    assert mask_only(each, inputs, layers=[0], heads=[0]).change == pytest.approx(change)
 
 
 @each_head
@@ -322,7 +490,54 @@ def test_in_one_layer_cls_has_no_route_but_its_own():
     assert torch.equal(others_hide, none)
 
 
+@padded_masks
+@pytest.mark.parametrize("head", ["DistilBertModel", CLASSIFIER])
+def test_each_route_is_the_one_that_its_mask_leaves_open(head, mask):
+    each, inputs = model(head), batch(head, mask)
+    ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
+    first = [row.tolist().index(True) for row in real]
+    patterns = torch.ones(4, 3, 1, 7, 7, dtype=torch.bool)  # no token, [CLS], the others, all
+    for row in range(3):
+        for query in range(7):
+            for number in [1, 3] if query == first[row] else [2, 3]:
+                patterns[number, row, 0, query] = real[row]
+    with torch.no_grad():
+        outputs = [each(ids, pattern) for pattern in patterns]
+    results = [
+        output.last_hidden_state[range(3), first] if head == "DistilBertModel" else output.logits for output in outputs
+    ]
+    moved = torch.stack([(result - results[3]).abs().amax(dim=1) for result in results])
+    report = leak_routes(each, inputs)
+    assert report.hidden_from == ["no token", "[CLS] alone", "all tokens but [CLS]", "all tokens"]
+    assert torch.allclose(report.moved, moved.double(), atol=1e-5)
+
+
 # Whether anything gets past the mask
+
+
+def test_every_other_id_is_another():
+    each, inputs = model(vocab_size=2), batch(vocab_size=2) | {"input_ids": torch.tensor([[1, 0, 1, 0, 1, 0, 1]] * 3)}
+    real, flipped = inputs["attention_mask"].bool(), 1 - inputs["input_ids"]
+    report = check_pad_invariance(each, inputs, mask=False)
+    with torch.no_grad():
+        ours, other = (each.embeddings.word_embeddings(ids) for ids in (inputs["input_ids"], flipped))
+        changed = each(torch.where(real, inputs["input_ids"], flipped)).last_hidden_state
+        difference = (changed - each(inputs["input_ids"]).last_hidden_state)[real].abs().max()
+    assert not torch.equal(ours, other)
+    assert report.differences[report.steps.index("embeddings.word_embeddings")] == 0  # of real tokens
+    assert report.differences[-1].item() == pytest.approx(difference.item(), abs=1e-5)
+
+
+@padded_masks
+def test_the_gradient_is_that_of_a_random_projection_to_the_padded_words(mask):
+    each = model().double()
+    rows = read_batch(each, batch(mask=mask))
+    found = pad_gradient(each, rows, False, torch.Generator().manual_seed(5))
+    embeds = each.embeddings.word_embeddings(rows.input_ids).detach().requires_grad_()
+    states = each(inputs_embeds=embeds).last_hidden_state[rows.real]
+    projection = states * torch.randn(states.shape, generator=torch.Generator().manual_seed(5)).double()
+    projection.sum().backward()
+    assert found == pytest.approx(embeds.grad[~rows.real].abs().max().item())
 
 
 @each_head
@@ -372,9 +587,14 @@ def test_heads_as_wide_as_the_text_is_long_are_not_mistaken_for_scores():
 
 def test_the_seed_says_which_ids():
     each, inputs = model(), batch()
-    first, again, other = (check_pad_invariance(each, inputs, mask=False, seed=seed).differences for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    first, again, other = (check_pad_invariance(each, inputs, mask=False, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.differences, again.differences)
+    assert not torch.equal(first.differences, other.differences)
+    assert first.pad_gradient == again.pad_gradient != other.pad_gradient
+    assert torch.equal(
+        check_pad_invariance(each, inputs, mask=False).differences,
+        check_pad_invariance(each, inputs, mask=False, seed=0).differences,
+    )
 
 
 # All of them
@@ -449,6 +669,97 @@ def test_a_report_prints_as_a_table_and_goes_into_json(make, lines):
     assert json.loads(json.dumps(report.to_dict())).keys() == vars(report).keys()
 
 
+NUMBERS = torch.tensor([[0.25, 0.5], [0.125, 1.0]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("report", "lines"),
+    [
+        (
+            PadMass(False, NUMBERS, 0.375),
+            [
+                "layer  head 0  head 1  mean",
+                "    0    0.25     0.5  0.38",
+                "    1    0.12       1  0.56",
+                "evenly spread over all keys it would be 0.38",
+            ],
+        ),
+        (
+            PaddingDrift(True, ["embeddings", "logits"], NUMBERS, NUMBERS * 4, 1 - NUMBERS / 2),
+            [
+                "worst of all texts  max  L2  1 - cosine",
+                "embeddings          0.5   2        0.25",
+                "logits                1   4         0.5",
+                "max: difference of one number; L2: distance of one token's vector; cosine: of one token's vectors",
+            ],
+        ),
+        (
+            PrecisionLadder(
+                ["float64", "bfloat16"], torch.tensor([0.25, 0.5]), ["embeddings", "layer 0"], NUMBERS, 1 + NUMBERS
+            ),
+            [
+                "dtype      eps  layer 0, with mask  without mask",
+                "float64   0.25                 0.5           1.5",
+                "bfloat16   0.5                   1             2",
+                "eps: the spacing of the dtype's numbers at 1; the rest: greatest difference from each text alone",
+                "A 0 in half precision is not more exact: many kernels sum in float32, and round once at the end.",
+            ],
+        ),
+        (
+            PrecisionLadder(["float64", "float32"], torch.tensor([0.25, 0.5]), ["layer 0"], NUMBERS[:, :1], NUMBERS),
+            [
+                "dtype     eps  layer 0, with mask  without mask",
+                "float64  0.25                0.25           0.5",
+                "float32   0.5               0.125             1",
+                "eps: the spacing of the dtype's numbers at 1; the rest: greatest difference from each text alone",
+            ],
+        ),
+        (
+            LeftPadding(["left padding", "+ position_ids", "+ pooling"], torch.tensor([3.0, 2.0, 1.0]), None),
+            [
+                "with the mask   hidden states  logits",
+                "left padding                3  none",
+                "+ position_ids              2  none",
+                "+ pooling                   1  none",
+                "greatest difference from each text alone",
+            ],
+        ),
+        (
+            Renormalisation(NUMBERS),
+            [
+                "greatest |with mask - without mask / (1 - share of padding)| of the attention to real keys",
+                "layer  head 0  head 1  max",
+                "    0    0.25     0.5  0.5",
+                "    1    0.12       1    1",
+                "layer 0: rounding; later layers: without the mask their inputs already hold some of the padding",
+            ],
+        ),
+        (
+            MaskOnly([0, 3], [1, 2], 9.0, 0.75, torch.tensor([0.0, 0.5], dtype=torch.float64), NUMBERS),
+            [
+                "mask only in  together  head 1  head 2",
+                "layer 0           0.00    0.25    0.50",
+                "layer 3           0.50    0.12    1.00",
+                "layers together: 0.75",
+                "1 = the logits as with the full mask, 0 = as far from them as without a mask",
+            ],
+        ),
+        (
+            PadInvariance(False, 9, False, "b", ["a", "b", "c"], torch.tensor([0.0, 0.5, 0.25]), 2.0),
+            [
+                "other ids in 9 padded slots   without mask",
+                "real positions bit-equal      no",
+                "first step that differs       b",
+                "greatest difference           0.5",
+                "greatest gradient to padding  2",
+            ],
+        ),
+    ],
+)
+def test_a_report_prints_its_numbers(report, lines):
+    assert str(report).splitlines() == lines
+
+
 def test_a_model_without_a_head_has_no_logits_to_print():
     assert str(left_padding(model(), TOKENIZER, TEXTS)).splitlines()[1].endswith("none")
     assert "layer 1, with mask" in str(precision_ladder(model(), batch()))
@@ -503,6 +814,7 @@ def test_a_batch_that_shows_nothing_is_refused(make, wrong, says):
         (lambda: compare_masks(SCORES, PADDED / 2), "only 0 and 1, got 0.5"),
         (lambda: padding_cost([]), r"lengths must be some of 1 to max_length=512, got \[\]"),
         (lambda: padding_cost([3, 0]), r"got \[3, 0\]"),
+        (lambda: padding_cost([*range(10)]), r"got \[0, 1, 2, 3, 4, 5, 6, 7\]$"),
         (lambda: padding_cost([3, 9], max_length=8), "max_length=8"),
         (lambda: padding_cost([3], batch_size=0), "batch_size must be at least 1, got 0"),
     ],

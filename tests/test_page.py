@@ -95,6 +95,29 @@ def test_too_large_a_page_asks_for_layers_or_heads():
     assert len(attention_page(wide, unbounded(), "a nice day", length=512, layers=[5], heads=[0, 11])) < LIMIT
 
 
+def test_the_maps_alone_may_be_as_large_as_the_limit_of_a_page(loaded, monkeypatch):
+    model, tokenizer = loaded
+    for layers, heads in (([1, 0, 1], [2, 0, 1, 0]), (None, [3, 2, 1])):
+        data = page_data(attention_page(model, tokenizer, TEXTS, layers=layers, heads=heads, after=edit(model, {})))
+        assert (data["layers"], data["heads"]) == ([0, 1], [0, 1, 2] if layers else [1, 2, 3])
+    size = 2 * 2 * 2 * 3 * 11**2 * 16 // 3  # states, rows, layers, heads, tokens
+    monkeypatch.setattr("minibert.study.page.LIMIT", size)
+    with pytest.raises(ValueError, match="with the names of all labels and tokens"):  # only with all the rest
+        attention_page(model, tokenizer, TEXTS * 2, heads=[2, 0, 1, 0])
+    monkeypatch.setattr("minibert.study.page.LIMIT", size - 1)
+    with pytest.raises(ValueError, match="for 2 rows of 11 tokens in 2 layers of 3 heads"):
+        attention_page(model, tokenizer, TEXTS, heads=[0, 1, 2], after=edit(model, {}))
+    with pytest.raises(ValueError, match="for 4 rows of 11 tokens in 2 layers of 3 heads"):
+        attention_page(model, tokenizer, TEXTS * 2, heads=[0, 1, 2])
+
+
+def test_a_page_of_many_long_labels_is_refused():
+    labels = {i: f"{i:05}" + "é" * 900 for i in range(4000)}  # six bytes each in JSON, in both runs
+    many = model("DistilBertForSequenceClassification", id2label=labels)
+    with pytest.raises(ValueError, match=r"41 MiB, more than 32, with the names of all labels and tokens"):
+        attention_page(many, unbounded(), "a nice day")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -172,21 +195,44 @@ def test_an_edit_past_the_scores_carries_the_probabilities(loaded, step):
     assert torch.equal(unpack(last["probs"]["1"][0], 4, probs.shape[-1]), probs[0].half())
 
 
-@pytest.mark.parametrize(
-    ("head", "names"),
-    [
-        ("DistilBertModel", []),
-        ("DistilBertForTokenClassification", ["[CLS]", "a", "[MASK]", "day", "[SEP]"]),
-        ("DistilBertForQuestionAnswering", ["start", "end"]),
-        ("DistilBertForMaskedLM", ["[MASK] at 2"]),
-    ],
-)
-def test_every_head_says_what_it_predicts(head, names):
-    made = model(head)
-    data = page_data(attention_page(made, full_tokenizer(), ["a [MASK] day"], length=8))
-    predictions = data["runs"][1]["predictions"][0]
-    assert [name for name, _ in predictions] == names
-    assert all(answer for _, answer in predictions)
+def test_a_classifier_says_each_label_and_its_share(loaded):
+    model, tokenizer = loaded
+    with torch.no_grad():
+        logits = model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits[0]
+    answers = [f"{logits[i]:.4f} ({logits.softmax(0)[i]:.1%})" for i in range(2)]
+    predictions = page_data(attention_page(model, tokenizer, TEXTS))["runs"][1]["predictions"][0]
+    assert predictions == [list(pair) for pair in zip(["NEGATIVE", "POSITIVE"], answers, strict=True)]
+
+
+def test_an_encoder_without_a_head_predicts_nothing():
+    data = page_data(attention_page(model(), full_tokenizer(), ["a day"]))
+    assert [run_["predictions"] for run_ in data["runs"]] == [[[]], [[]]]
+
+
+def predicted(made, text):
+    """What the page says of a text that is padded to eight tokens, with the mask; and the logits."""
+    inputs = full_tokenizer()([text], padding="max_length", max_length=8, return_tensors="pt")
+    with torch.no_grad():
+        logits = made(**inputs).logits[0]
+    data = page_data(attention_page(made, full_tokenizer(), [text], length=8))
+    return data["runs"][1]["predictions"][0], logits
+
+
+def test_labels_are_those_of_the_real_tokens():
+    found, logits = predicted(model("DistilBertForTokenClassification", id2label={0: "O", 1: "B"}), "a nice day")
+    labels = ["OB"[label] for label in logits.argmax(-1).tolist()]
+    assert found == [list(pair) for pair in zip("[CLS] a nice day [SEP]".split(), labels[:5], strict=True)]
+
+
+def test_a_masked_token_gets_the_three_likeliest_words():
+    found, logits = predicted(model("DistilBertForMaskedLM"), "a [MASK] day [MASK]")
+    expected = []
+    for place in (2, 4):
+        shares = logits[place].softmax(-1)
+        best = shares.argsort(descending=True)[:3].tolist()
+        words = zip(full_tokenizer().convert_ids_to_tokens(best), shares[best].tolist(), strict=True)
+        expected.append([f"[MASK] at {place}", ", ".join(f"{word} {share:.1%}" for word, share in words)])
+    assert found == expected
 
 
 def test_an_answer_is_never_padding():
@@ -202,12 +248,23 @@ def test_an_answer_is_never_padding():
     best = int(start[:5].argmax())
     token = tokenizer.convert_ids_to_tokens(inputs.input_ids[0].tolist())[best]
     assert last["predictions"][0][0] == ["start", f"{token} at {best} ({start[best]:.4f})"]
+    plain = page_data(attention_page(made, tokenizer, ["a nice day"], length=8))["runs"][0]["predictions"][0]
+    with torch.no_grad():
+        end = made(inputs.input_ids).end_logits[0]
+    best = int(end[:5].argmax())
+    assert plain[1] == ["end", f"{'[CLS] a nice day [SEP]'.split()[best]} at {best} ({end[best]:.4f})"]
 
 
 def test_length_truncates_and_pads(loaded):
     short, long = page_data(attention_page(*loaded, TEXTS, length=7))["tokens"]
     assert short == "[CLS] a nice day [SEP] [PAD] [PAD]".split()
     assert long == "[CLS] but what about tomorrow ? [SEP]".split()
+
+
+def test_a_row_may_be_as_long_as_the_model_has_positions(loaded):
+    assert len(page_data(attention_page(*loaded, "a day", length=16))["tokens"][0]) == 16
+    with pytest.raises(ValueError, match="length must be at most 16, the number of the model's positions, got 17"):
+        attention_page(*loaded, "a day", length=17)
 
 
 def test_pairs_of_texts_share_a_row(loaded):
@@ -219,7 +276,8 @@ def test_scores_beyond_float16_are_clamped_to_its_range(loaded):
     model, tokenizer = loaded
     change = edit(model, {"*.layer.0.attention.scores": lambda scores: scores * 1e6})
     *_, last = page_data(attention_page(model, tokenizer, TEXTS, after=change))["runs"]
-    assert unpack(last["scores"][0][0], 4, 11).abs().max() == 65504
+    scores = unpack(last["scores"][0][0], 4, 11)
+    assert (scores.min(), scores.max()) == (-65504, 65504)
 
 
 def test_half_precision_models_have_their_own_mask(loaded):
@@ -274,6 +332,19 @@ def test_figure_grows_with_its_panels_and_tokens(loaded):
     assert one[1] == two[1] < longer[1]
     assert one[0] < longer[0]
     assert two[0] == pytest.approx(one[0] + one[1])
+    assert two.tolist() == pytest.approx([2 * (1.4 + 0.22 * 11) + 0.6, 1.4 + 0.22 * 11])  # inches, 11 tokens
+
+
+def test_figure_is_of_the_row_that_is_asked_for(loaded):
+    pytest.importorskip("matplotlib")
+    (panel, _) = attention_figure(*loaded, TEXTS, row=1, masks=[True]).axes
+    assert [label.get_text() for label in panel.get_xticklabels()][:3] == "[CLS] but what".split()
+    assert not panel.patches  # no padding in this row
+    with capture(loaded[0], "*.layer.0.attention.probs") as steps, torch.no_grad():
+        loaded[0](**loaded[1](TEXTS, padding=True, return_tensors="pt"))
+    (probs,) = steps.values()
+    assert np.array_equal(panel.images[0].get_array(), probs[1, 0].numpy())
+    assert not any(label.get_parse_math() for label in (*panel.get_xticklabels(), *panel.get_yticklabels()))
 
 
 def test_figure_shows_the_probabilities_with_the_padding_hatched(loaded, tmp_path):

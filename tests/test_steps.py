@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from minibert import pack
 from minibert.model import Step
 from minibert.study import capture, edit
 from minibert.study.steps import matching_names
@@ -72,6 +73,14 @@ def test_a_second_forward_replaces_the_first_ones_values():
         each(**batch(shape=(3, 7)))
         each(**batch(shape=(2, 5)))
     assert [value.shape for value in steps.values()] == [(2, 4, 5, 5)] * 2
+
+
+def test_the_order_is_that_of_the_last_forward():
+    each = model(n_layers=1)
+    with capture(each, "*.mask", "*.probs") as steps:
+        each(**batch(mask="none"))
+        each(**batch())
+    assert [name.rpartition(".")[2] for name in steps] == ["mask", "probs"]
 
 
 def test_captured_values_keep_their_graph():
@@ -212,6 +221,7 @@ def test_the_mask_of_one_layer_may_be_made_one_of_each_head():
     [
         ("transformer.layer.0.attention.prob", r"did you mean transformer\.layer\.0\.attention\.probs\?$"),
         ("*.prob", r"did you mean \*\.probs\?$"),
+        ("*.attention.n_lin", r"did you mean \*\.attention\.v_lin or \*\.attention\.q_lin or \*\.attention\.k_lin\?$"),
         ("*.layer.1.*.score", r"did you mean \*\.layer\.1\.\*\.scores\?$"),
         ("distilbert.embeddings.sum", r"did you mean embeddings\.sum"),
         ("xyz", r"fits 'xyz'$"),
@@ -234,6 +244,60 @@ def test_an_edit_of_another_shape_or_of_no_tensor_is_refused():
         edit(each, {"distilbert": torch.zeros_like}),
     ):
         each(**inputs)
+
+
+@pytest.mark.parametrize(("shape", "name"), [((2, 4, 7, 7), "scores"), ((2, 4, 7, 7), "mask"), ((1, 4, 7, 6), "mask")])
+def test_an_edit_keeps_the_batch_and_the_keys(shape, name):
+    each, inputs = model(n_layers=1), batch(shape=(1, 7))
+    with (
+        edit(each, {f"*.attention.{name}": torch.zeros(shape)}),
+        pytest.raises(ValueError, match=r"gives shape \(.*\), the value has \(1, "),
+    ):
+        each(**inputs)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 1, 7), (3, 1, 7, 7), (3, 4, 7, 7)])
+def test_a_mask_may_be_made_one_of_each_head_and_query(shape):
+    each = model(n_layers=1)
+    with edit(each, {"*.attention.mask": torch.zeros(shape)}), capture(each, "*.masked_scores", "*.scores") as steps:
+        each(**batch())
+    scores, masked = steps.values()
+    assert torch.equal(scores, masked)
+
+
+def test_a_change_in_place_stays_in_its_layer_and_its_edit():
+    def hide(mask):
+        mask[..., 0] = torch.finfo(mask.dtype).min
+        return mask
+
+    each, inputs = model(), batch(mask="ones")
+    name = "transformer.layer.0.attention.mask"
+    with capture(each, name) as before, edit(each, {name: hide}), capture(each, "*.attention.probs") as probs:
+        each(**inputs)
+    first, second = probs.values()
+    assert (first[..., 0] == 0).all()
+    assert (second[..., 0] > 0).all()
+    assert (before[name] == 0).all()
+
+
+def test_an_edit_that_changed_nothing_says_so():
+    each, inputs = model(), batch()
+    fast = pack(each)
+    edits = edit(each, {"*.attention.mask": torch.zeros_like, "*.attention.scores": torch.zeros_like})
+    with pytest.warns(UserWarning, match=r"edit of \*\.attention\.mask changed nothing: no such step ran"), edits:
+        each(inputs["input_ids"])
+    with edits:  # used again, with a mask
+        each(**inputs)
+    with pytest.warns(UserWarning, match=r"\*\.attention\.mask, \*\.attention\.scores changed nothing"), edits:
+        fast(**inputs)
+    with pytest.raises(ZeroDivisionError), edits:  # no warning on top of an error
+        1 / 0  # noqa: B018
+
+
+@pytest.mark.parametrize("look", [capture, lambda each: edit(each, {"*": torch.zeros_like})])
+def test_what_is_no_model_is_refused(look):
+    with pytest.raises(ValueError, match="PackedModel has no steps to look into: pass the model itself"):
+        look(pack(model()))
 
 
 def test_an_edit_that_returns_no_tensor_is_refused():
@@ -283,6 +347,7 @@ def test_a_capture_shown_by_itself_says_what_it_is():
     shown = repr(capture(model(), "*.probs"))
     assert shown.startswith("a capture of 2 values of DistilBertModel, from transformer.layer.0.attention.probs to ")
     assert "with capture(model, …) as steps:" in shown
+    assert capture(model()).limit == 8 * 1024**3  # bytes
 
 
 def test_a_capture_may_be_used_again():

@@ -78,6 +78,7 @@ WORDS = {  # text: tokens, lowercased and without accents
     "a🫨b": spelled("a🫨b"),  # newer than Python 3.11
     "a\u2e52b": spelled("a\u2e52b"),  # punctuation, but newer than the Rust tables
     "\u0301": [],
+    "\u00f1\u302e": spelled("n\u302e"),  # the tilde and the mark after it change places, and the tilde goes
     "👩\u200d👩": spelled("👩👩"),
     "€10 $10": [*spelled("€10"), "$", *spelled("10")],
     "\U00011938": ["\U00011938"],  # decomposes in newer Unicode only
@@ -178,6 +179,12 @@ def test_a_single_word_token_is_not_found_within_a_longer_word():
     assert tokenizer.tokenize("bat") == ["b", "at"]
     assert tokenizer.tokenize("xcat") == spelled("xcat")  # the longest is found first, and no other in its place
     assert tokenizer.tokenize("cat\u0301") == spelled("cat")
+    for after in "z9_é\u0301\u0903\u20dd\u203f\u200dⅫⓐ\U0001e030":  # letters, digits, marks, a tie, a joiner, a numeral
+        assert tokenizer.tokenize(f"cat{after}")[0] != "cat"
+    for (
+        after
+    ) in "²½€-\u200b🫨\u0378":  # a superscript and a fraction are not digits; a symbol, a character without meaning
+        assert tokenizer.tokenize(f"cat{after}")[0] == "cat"
 
 
 def test_added_tokens_of_white_space_are_found_as_written():
@@ -433,6 +440,8 @@ def test_offsets_skip_what_is_dropped_and_cover_what_is_between():
         "x" * 101 + "  y": [(0, 101), (103, 104)],
         "a [MASK]b": [(0, 1), (2, 8), (8, 9)],
         "İ": [(0, 1)],
+        "x\u00f1\u302e": [(0, 1), (1, 2), (2, 3)],
+        "\u302e\U0001d165": [(0, 1), (1, 2)],  # the marks change places, their indices do not
     }.items():
         assert UNCASED(text, return_offsets_mapping=True, add_special_tokens=False).offset_mapping == offsets
 
@@ -450,6 +459,11 @@ def test_offsets_of_tokens_that_take_the_white_space_beside_them():
     tokenizer = with_added(AddedToken("<l>", lstrip=True), AddedToken("<r>", rstrip=True))
     encoding = tokenizer("a \t<l> <r>\u3000 a", return_offsets_mapping=True, add_special_tokens=False)
     assert encoding.offset_mapping == [(0, 1), (1, 6), (7, 12), (12, 13)]
+    encoding = with_added(AddedToken(" x", rstrip=True))(" x xa", return_offsets_mapping=True, add_special_tokens=False)
+    assert encoding.offset_mapping == [(0, 3), (2, 4), (4, 5)]  # one space belongs to both
+    stripped = with_added(AddedToken(" x", lstrip=True, rstrip=True))
+    encoding = stripped(" x xa", return_offsets_mapping=True, add_special_tokens=False)
+    assert encoding.offset_mapping == [(0, 3), (3, 4), (4, 5)]
 
 
 def test_texts_that_are_split_into_words():
@@ -539,6 +553,11 @@ def test_decoding():
     assert UNCASED.decode(VOCAB["##ing"]) == "##ing"
     assert UNCASED.decode(torch.tensor(VOCAB["the"])) == "the"
     assert UNCASED.decode([]) == ""
+    tokenizer = with_added(
+        AddedToken(" .x"), AddedToken("' s"), AddedToken("do not")
+    )  # as the Rust library cleans them
+    assert tokenizer.decode(tokenizer.encode("a .x' sdo not")) == "[CLS] a .x's don't [SEP]"
+    assert tokenizer.decode(tokenizer.encode(" .xa"), True, True) == ".x a"
     assert UNCASED.convert_tokens_to_string(["token", "##ization", "."]) == "tokenization."
     assert DistilBertTokenizer(VOCAB, clean_up_tokenization_spaces=True).decode(ids[7:12]) == "we don't do"
 
@@ -659,9 +678,10 @@ def test_a_lone_surrogate_is_shown():
 @pytest.mark.parametrize(
     ("vocab", "settings", "message"),
     [
-        ({"[UNK]": 0, "[CLS]": 1}, {}, r"the vocabulary of 2 tokens lacks \[SEP\]"),
-        ({}, {}, r"the vocabulary of 0 tokens lacks \[UNK\], \[CLS\], \[SEP\]"),
-        (LETTERS, {"cls_token": "<s>"}, "lacks <s>"),
+        ({"[UNK]": 0, "[CLS]": 1}, {}, r"the vocabulary of 2 tokens lacks '\[SEP\]'$"),
+        ({"a": 0}, {}, r"the vocabulary of 1 tokens lacks '\[UNK\]', '\[CLS\]', '\[SEP\]'$"),
+        ({}, {"added_tokens": {i: AddedToken(token) for token, i in LETTERS.items()}}, "the vocabulary is empty"),
+        (LETTERS, {"cls_token": "<s>\n"}, r"lacks '<s>\\n'$"),
         ({**LETTERS, "x": 5}, {}, "must be different integers from 0 to"),
         ({**LETTERS, "x": -1}, {}, "must be different integers from 0 to"),
         ({**LETTERS, "x": "7"}, {}, "must be different integers from 0 to"),
@@ -783,12 +803,23 @@ TEMPLATE = {
         ),
         ("normalizer", {"clean_text": False}, "normalizer.clean_text in tokenizer.json must be True, not False"),
         ("pre_tokenizer", {"type": "Whitespace"}, "pre_tokenizer.type in .* must be 'BertPreTokenizer', not 'Whitesp"),
-        ("post_processor", {"type": "RobertaProcessing"}, "a post_processor of type RobertaProcessing"),
+        ("post_processor", {"type": "RobertaProcessing"}, "a post_processor of type 'RobertaProcessing'"),
         (
             "post_processor",
             {"type": "BertProcessing", "cls": ["[SEP]", 3], "sep": ["[CLS]", 2]},
             r"makes rows of \['\[SEP\]', 'A', '\[CLS\]'\], not \['\[CLS\]', 'A', '\[SEP\]'\]",
         ),
+        (
+            "post_processor",
+            {"type": "BertProcessing", "cls": ["[CLS]", 1], "sep": ["[SEP]", 3]},
+            r"gives '\[CLS\]' the ids \[1\], the vocabulary \[2\]",
+        ),
+        (
+            "post_processor",
+            {"special_tokens": {"[CLS]": {"ids": [2]}, "[SEP]": {"ids": [3, 3]}}},
+            r"gives '\[SEP\]' the ids \[3, 3\], the vocabulary \[3\]",
+        ),
+        ("post_processor", {"type": "BertProcessing", "cls": ["[CLS]", 2], "sep": ""}, "writes them: IndexError"),
         ("post_processor", {"single": TEMPLATE["single"][:2]}, r"makes rows of \['\[CLS\]', 'A'\], not"),
     ],
 )
@@ -883,7 +914,7 @@ def test_added_tokens_in_separate_files(tmp_path):
         ({}, OSError, "it has no tokenizer, neither tokenizer.json nor vocab.txt"),
         ({"vocab_txt": b"\xff\xfe"}, ValueError, "vocab.txt: not UTF-8"),
         ({"vocab_txt": b"", "tokenizer_config": LOWER}, ValueError, r"vocab\.txt: the file is empty"),
-        ({"vocab_txt": "a\nb", "tokenizer_config": LOWER}, ValueError, r"the vocabulary of 2 tokens lacks \[UNK\]"),
+        ({"vocab_txt": "a\nb", "tokenizer_config": LOWER}, ValueError, "the vocabulary of 2 tokens lacks '.UNK.', "),
         ({"tokenizer": "{"}, ValueError, "not valid JSON"),
         (
             {"tokenizer": {"model": {"type": "BPE"}}},

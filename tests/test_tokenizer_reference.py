@@ -8,7 +8,7 @@ import pytest
 
 from minibert import DistilBertTokenizer
 from minibert.tokenizer.rows import kept_lengths
-from minibert.tokenizer.unicode_tables import DROPPED, MARKS, NEWER, WHITE_SPACE, decompose
+from minibert.tokenizer.unicode_tables import DROPPED, MARKS, NEWER, WHITE_SPACE, decompose, is_word_character
 from minibert.tokenizer.wordpiece import AddedToken
 
 from .test_tokenizer import VOCAB, WORDS
@@ -184,6 +184,19 @@ def test_truncation_of_a_pair_to_every_length():
                 )
                 kept = [reference.sequence_ids(0).count(i) for i in (0, 1)] if room else [0, 0]
                 assert list(kept_lengths(first, second, room, "longest_first")) == kept
+
+
+def test_characters_of_a_word_are_those_of_rust():
+    """A token of a single word is not found before such a character: both ends of each of our ranges, and samples."""
+    rust = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    rust.add_tokens([tokenizers.AddedToken("the", single_word=True)])
+    is_word = [is_word_character(chr(c)) for c in range(0x110000)]
+    ends = [c for c in range(1, 0x110000) if is_word[c] != is_word[c - 1]]
+    points = {*range(0, 0x40000, 13), *range(0, 0x110000, 1009), *ends, *(c - 1 for c in ends)}
+    characters = [chr(c) for c in sorted(points) if not 0xD800 <= c < 0xE000]
+    encoding = rust.encode("".join(f"the{character} " for character in characters))
+    found = {start for (start, _), i in zip(encoding.offsets, encoding.ids, strict=True) if i == 1}
+    assert [i * 5 not in found for i in range(len(characters))] == list(map(is_word_character, characters))
 
 
 ADDED = [

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from minibert.study import capture
-from minibert.study.report import plain, table
-from minibert.study.trace import trace
+from minibert.study.report import Report, layers_by_heads, plain, table
+from minibert.study.trace import Trace, trace
 
 from .models import HEADS, batch, model
 
@@ -68,6 +68,48 @@ def test_a_pattern_of_queries_and_keys_may_be_traced():
     pattern = torch.ones(3, 1, 7, 7, dtype=torch.bool).tril()
     result = trace(each, inputs | {"attention_mask": pattern}, TOKENS, row=1, query=3)
     assert (result.keys["probs"][4:] == 0).all()
+    assert result.keys["mask"].tolist() == [0.0] * 4 + [torch.finfo(torch.float32).min] * 3
+    assert (result.head, result.head_is_chosen) == (0, False)  # such a mask says of no token that it is padding
+
+
+@pytest.mark.parametrize(
+    ("layer", "chosen", "why"),
+    [
+        (0, False, []),
+        (
+            0,
+            True,
+            [
+                "(layer 0: its scores are the same with and without the mask;",
+                " head 2: of all heads it gives [PAD] the most without a mask)",
+            ],
+        ),
+        (
+            1,
+            True,
+            ["(head 2: of all heads it would give [PAD] the most, with the scores below and no mask added to them)"],
+        ),
+    ],
+)
+def test_a_trace_prints_its_steps_and_one_query(layer, chosen, why):
+    keys = {
+        "scores": torch.tensor([1.0, -2.5]),
+        "mask": torch.tensor([0.0, -1e4]),
+        "masked_scores": torch.tensor([1.0, -10002.5]),
+        "probs": torch.tensor([1.0, 0.0]),
+    }
+    steps = [("a.b", "x + y", (2, 3), "float32", -0.5, 1.25), ("c", "", (2,), "int64", 0.0, 12345.678)]
+    assert str(Trace(steps, layer, 2, 1, 1, ["x", "\x1b"], keys, chosen)).splitlines() == [
+        "step  formula  shape   dtype     min        max",
+        "a.b   x + y    (2, 3)  float32  -0.5       1.25",
+        "c              (2,)    int64       0  1.235e+04",
+        "",
+        f"Layer {layer}, head 2, row 1, query 1 (\\x1b): what it computes for each key",
+        *why,
+        "key    score    + mask  = masked score  probability",
+        "x      1.000       + 0             = 1       1.0000",
+        "\\x1b  -2.500  + -1e+04        = -1e+04            0",
+    ]
 
 
 def test_without_a_mask_there_is_no_column_for_it():
@@ -106,3 +148,29 @@ def test_a_table_shows_itself_in_a_notebook():
 def test_a_report_goes_into_json():
     value = {"a": torch.tensor([1.0, float("nan")]), 2: [float("inf"), (torch.tensor(1),)], "c": "x"}
     assert plain(value) == {"a": [1.0, None], "2": [None, [1]], "c": "x"}
+
+
+def test_a_report_says_itself_what_it_prints():
+    with pytest.raises(NotImplementedError):
+        str(Report())
+
+
+def test_values_by_layer_and_head_have_two_digits():
+    values = torch.tensor([[0.125, 12.0], [0.0, 1e-6]])
+    assert layers_by_heads(values, "max", values.amax(dim=1)).splitlines() == [
+        "layer  head 0  head 1    max",
+        "    0    0.12      12     12",
+        "    1       0   1e-06  1e-06",
+    ]
+
+
+def test_a_report_shows_its_lines_in_a_notebook_one_below_the_other():
+    class Lines(Report):
+        def parts(self):
+            return [table(("a",), [("x",)]), "", "<b>"]
+
+    assert Lines()._repr_html_() == (
+        '<table><tr><th style="text-align: left; padding: 0 0.5em">a</th></tr>'
+        '<tr><td style="text-align: left; padding: 0 0.5em">x</td></tr></table>'
+        '<pre style="margin: 0"><br></pre><pre style="margin: 0">&lt;b&gt;</pre>'
+    )

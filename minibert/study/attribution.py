@@ -34,7 +34,7 @@ def rollout(attentions: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
     identity = torch.eye(real.shape[1], device=real.device).expand_as(pairs) * pairs
     flow = identity
     for probs in attentions:
-        mixed = (probs.mean(dim=1) * pairs + identity) / 2
+        mixed = probs.mean(dim=1) * pairs + identity
         flow = mixed / mixed.sum(-1, keepdim=True).clamp(min=torch.finfo(mixed.dtype).tiny) @ flow
     return flow
 

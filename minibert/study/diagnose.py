@@ -171,10 +171,10 @@ def diagnose(
     else:
         verdict = "right"
     alike = mistakes if mistakes else ["", *unseen] if verdict.startswith("right") else []
-    apart, apart_step = tell_apart(pair, alike, names) if len(alike) > 1 else (None, None)
+    apart, apart_step = tell_apart(pair, alike, names) if alike else (None, None)
     return Diagnosis(
         verdict=verdict,
-        step=differing[0] if differing and not set(names) <= set(OUTPUTS) else None,
+        step=differing[0] if differing and any(name not in OUTPUTS for name in names) else None,
         mistakes=mistakes,
         unseen=unseen,
         tried=len(catalogue(model)),
@@ -255,7 +255,7 @@ def judge(
 def read_run(model: Any, inputs: Mapping[str, Tensor], names: Sequence[str] = ("*",)) -> dict[str, Tensor]:
     """Return the values of some steps and submodules where the model has them, and what it returns."""
     there = {name for name, _ in model.named_modules()}
-    steps = [name for name in names if name == "*" or (name in there and name not in OUTPUTS)]
+    steps = [name for name in names if name == "*" or name in there]
     values: dict[str, Tensor] = {}
     with ExitStack() as hooks:
         if steps:
@@ -299,9 +299,7 @@ def read_values(model: Model, theirs: Any, right: Mapping[str, Tensor]) -> dict[
         path = name if name in right else model.encoder_prefix + name.removeprefix("distilbert.")
         if path not in right:
             short = {known.removeprefix(model.encoder_prefix): known for known in right}
-            near = [
-                short[each] for each in difflib.get_close_matches(name.removeprefix("distilbert."), short, cutoff=0.5)
-            ]
+            near = [short[each] for each in difflib.get_close_matches(name.removeprefix("distilbert."), short)]
             hint = f": did you mean {' or '.join(near)}?" if near else ""
             raise ValueError(f"{type(model).__name__} computes no {name!r} for these inputs{hint}")
         if path in given:

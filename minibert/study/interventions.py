@@ -135,7 +135,7 @@ def patch(
         if "attention_mask" not in batch:
             raise ValueError(f"the {name} batch needs an attention_mask, to know its real tokens")
     real, real_clean = corrupt["attention_mask"].bool(), clean["attention_mask"].bool()  # (B, S) each
-    if real.shape[0] != real_clean.shape[0] or not torch.equal(real.sum(1), real_clean.sum(1)):
+    if not torch.equal(real.sum(1), real_clean.sum(1)):  # nor where their number differs
         raise ValueError(
             f"rows must have as many real tokens in both batches, got {real_clean.sum(1).tolist()} in the clean one "
             f"and {real.sum(1).tolist()} in the corrupt one"

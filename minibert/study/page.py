@@ -144,7 +144,7 @@ def _runs(
     names = [f"{prefix}{layer}.attention." for layer in layers]
     patterns = [name + step for name in names for step in ("scores", "probs")]
     for mask in (None, inputs["attention_mask"]):
-        with capture(model, *patterns, limit=2**63) as steps:  # the page has a limit of its own
+        with capture(model, *patterns) as steps:
             output = model(inputs["input_ids"], mask)
         run: dict[str, Any] = {"state": state, "masked": mask is not None, "scores": [], "probs": {}}
         additive = 0 if mask is None else additive_mask(mask, model.dtype)
@@ -168,7 +168,7 @@ def _predictions(
     names = model.config.id2label
     if isinstance(model, DistilBertForSequenceClassification):
         logits = output.logits[row]
-        for i, (logit, share) in enumerate(zip(logits.tolist(), logits.softmax(-1).tolist(), strict=True)):
+        for i, (logit, share) in enumerate(zip(logits.tolist(), logits.softmax(0).tolist(), strict=True)):
             yield names[i], f"{logit:.4f} ({share:.1%})"
     elif isinstance(model, DistilBertForTokenClassification):
         for i, label in enumerate(output.logits[row].argmax(-1).tolist()):
@@ -181,7 +181,7 @@ def _predictions(
     elif isinstance(model, DistilBertForMaskedLM):
         for i, token in enumerate(tokens):
             if token == tokenizer.mask_token:
-                best = output.logits[row, i].softmax(-1).topk(3)
+                best = output.logits[row, i].softmax(0).topk(3)
                 words = tokenizer.convert_ids_to_tokens(best.indices.tolist())
                 shares = best.values.tolist()
                 yield f"{token} at {i}", ", ".join(f"{w} {p:.1%}" for w, p in zip(words, shares, strict=True))
@@ -189,7 +189,8 @@ def _predictions(
 
 def _pack(values: Tensor) -> list[str]:
     """(B, H, S, S) -> each row as little-endian float16 in base64, clamped to the range of float16."""
-    clamped = values.float().clamp(-65504, 65504).cpu().numpy().astype("<f2")
+    largest = torch.finfo(torch.float16).max
+    clamped = values.float().clamp(-largest, largest).cpu().numpy().astype("<f2")
     return [base64.b64encode(row.tobytes()).decode() for row in clamped]
 
 
@@ -197,6 +198,9 @@ def fill(template: str, title: str, data: Mapping[str, Any]) -> str:
     """Fill a template: `{{title}}`, `{{data}}`, and other templates by their names.
 
     In one pass: what a part holds is not searched for placeholders again.
+
+    Raises:
+        ValueError: a page larger than LIMIT.
     """
 
     def read(name: str) -> str:
@@ -206,4 +210,10 @@ def fill(template: str, title: str, data: Mapping[str, Any]) -> str:
         "title": html.escape(title),
         "data": json.dumps(data).replace("<", r"\u003c"),  # so that no token can end the script element
     }
-    return re.sub(r"\{\{([\w.]+)\}\}", lambda match: parts.get(match[1]) or read(match[1]), read(template))
+    page = re.sub(r"\{\{([\w.]+)\}\}", lambda match: parts.get(match[1]) or read(match[1]), read(template))
+    if len(page) > LIMIT:
+        raise ValueError(
+            f"the page would take {len(page) / 2**20:.0f} MiB, more than {LIMIT / 2**20:.0f}, with the names of all "
+            f"labels and tokens: give fewer or shorter texts, or a model with fewer or shorter labels"
+        )
+    return page

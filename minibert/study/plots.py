@@ -60,7 +60,7 @@ def heatmap(
     axes.set_xticks(range(len(columns)), columns, rotation=90 if max(map(len, columns)) > 6 else 0, **text)
     axes.set_yticks(range(len(rows)), rows, **text)
     axes.set_title(title, fontsize="medium", parse_math=False)
-    figure.colorbar(image, ax=axes, label=bar)
+    figure.colorbar(image, label=bar)
     return figure
 
 

@@ -230,9 +230,9 @@ def _hint(pattern: str, names: Sequence[str]) -> str:
     """Name what a pattern that fits nothing may have meant: whole names, or other last parts of the same pattern."""
     front, dot, last = pattern.rpartition(".")
     lasts = dict.fromkeys(name.rpartition(".")[2] for name in names)
-    ends = [front + dot + end for end in difflib.get_close_matches(last, lasts, n=3, cutoff=0.6)]
+    ends = [front + dot + end for end in difflib.get_close_matches(last, lasts)]
     fitting = [end for end in ends if any(fnmatchcase(name, end) for name in names)]
-    near = fitting or difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)
+    near = fitting or difflib.get_close_matches(pattern, names)
     return f": did you mean {' or '.join(near)}?" if near else ""
 
 

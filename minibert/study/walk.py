@@ -210,13 +210,15 @@ def walk(
 def _columns(cells: dict[str, list[Any]]) -> Iterator[str]:
     """Lay out rows one below the other with aligned columns, in several lines where they are wider than WIDTH."""
     rows = {name: [visible(str(value)) for value in values] for name, values in cells.items()}
-    widths = [max(map(len, column)) for column in zip(*rows.values(), strict=True)]
-    start = 0
-    while start < len(widths):
-        end = start + 1
-        while end < len(widths) and sum(widths[start : end + 1]) + (end - start) <= WIDTH:
-            end += 1
-        for name, values in rows.items():
-            padded = (f"{value:<{width}}" for value, width in zip(values[start:end], widths[start:end], strict=True))
-            yield f"   {name:<6}  {' '.join(padded).rstrip()}"
-        start = end
+    lines: list[list[list[str]]] = []
+    left = 0  # characters, of the last line
+    for column in zip(*rows.values(), strict=True):
+        width = max(map(len, column))
+        if width >= left:
+            lines.append([])
+            left = WIDTH + 1  # no space follows the last column
+        lines[-1].append([f"{value:<{width}}" for value in column])
+        left -= width + 1
+    for line in lines:
+        for name, values in zip(rows, zip(*line, strict=True), strict=True):
+            yield f"   {name:<6}  {' '.join(values).rstrip()}"

@@ -80,28 +80,29 @@ def _read_files(
             vocab = read_vocab_txt(files, vocab_file or "vocab.txt")
             added_tokens = read_added_tokens(files, config)
         else:
-            check_tokenizer_json(files, content, config)
+            check_tokenizer_json(files, content)
             vocab = dict(content["model"]["vocab"].items())
             added_tokens = _by_id(
                 files, ((token["id"], _added_token(token)) for token in content.get("added_tokens", ()))
             )
+            ids = vocab | {token.content: i for i, token in added_tokens.items()}
+            check_post_processor(files, content.get("post_processor"), config, ids)
             normalizer = content.get("normalizer") or {}
             settings = {NORMALIZER_SETTINGS[name]: normalizer[name] for name in NORMALIZER_SETTINGS & normalizer.keys()}
             settings["unk_token"] = content["model"].get("unk_token", "[UNK]")
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ValueError(
             f"{files.name}: the tokenizer's files are not as transformers writes them: {error!r}"
         ) from None
     return config, vocab, added_tokens, settings
 
 
-def check_tokenizer_json(files: CheckpointFiles, content: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def check_tokenizer_json(files: CheckpointFiles, content: Mapping[str, Any]) -> None:
     """Refuse a tokenizer.json that describes another tokenizer than this one.
 
     Args:
         files: of the checkpoint, for its name.
         content: of tokenizer.json. A setting that it does not have is as here.
-        config: of tokenizer_config.json.
 
     Raises:
         ValueError: a setting has a value that this tokenizer does not know.
@@ -114,22 +115,46 @@ def check_tokenizer_json(files: CheckpointFiles, content: Mapping[str, Any], con
                 raise ValueError(
                     f"{files.name}: {part}.{name} in tokenizer.json must be {value!r}, not {found[name]!r:.200}"
                 )
-    post = content.get("post_processor")
+
+
+def check_post_processor(
+    files: CheckpointFiles, post: Any, config: Mapping[str, Any], vocab: Mapping[str, int]
+) -> None:
+    """Refuse a post_processor of tokenizer.json that makes another row of a text than [CLS] text [SEP].
+
+    Args:
+        files: of the checkpoint, for its name.
+        post: the post_processor; None is not refused.
+        config: of tokenizer_config.json.
+        vocab: token to id, with the added tokens.
+
+    Raises:
+        ValueError: the row has other tokens, or [CLS] or [SEP] has another id than in the vocabulary.
+    """
     if post is None:
         return
     if post["type"] == "TemplateProcessing":
         row = [value["id"] for piece in post["single"] for value in piece.values()]
+        ids = {token: special["ids"] for token, special in post.get("special_tokens", {}).items()}
     elif post["type"] == "BertProcessing":
         row = [post["cls"][0], "A", post["sep"][0]]
+        ids = {post[name][0]: [post[name][1]] for name in ("cls", "sep")}
     else:
         raise ValueError(
-            f"{files.name}: tokenizer.json has a post_processor of type {post['type']!s:.60}, not BertProcessing"
+            f"{files.name}: tokenizer.json has a post_processor of type {post['type']!r:.60}, not BertProcessing"
         )
     expected_row = [_content(config.get("cls_token") or "[CLS]"), "A", _content(config.get("sep_token") or "[SEP]")]
     if row != expected_row:
         raise ValueError(
             f"{files.name}: the post_processor in tokenizer.json makes rows of {row!r:.200}, not {expected_row!r:.200}"
         )
+    for token in (row[0], row[2]):
+        expected = [vocab.get(token)]
+        if ids.get(token, expected) != expected:
+            raise ValueError(
+                f"{files.name}: the post_processor in tokenizer.json gives {token!r:.60} the ids {ids[token]!r:.60}, "
+                f"the vocabulary {expected}"
+            )
 
 
 def read_vocab_txt(files: CheckpointFiles, name: str = "vocab.txt") -> dict[str, int]:

@@ -102,6 +102,18 @@ NEWER = _code_points("""
 REORDERED = frozenset(c for c in MARKS if unicodedata.combining(chr(c))) | _KEPT_MARKS
 _MARK_RUN = re.compile(f"[{''.join(map(chr, sorted(REORDERED)))}]{{2,}}")
 
+# Characters of a word, the `\w` of Rust: categories; joiners, circled letters, and what came after Unicode 14, which is
+# that of Python 3.11. Python's own `\w` also takes ² and ½, and no marks.
+_WORD_CATEGORIES = {"Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "Pc"}
+_WORD_CHARACTERS = _code_points("""
+    200C-200D 24B6-24E9 1F130-1F149 1F150-1F169 1F170-1F189
+    897 CF3 ECE 1C89-1C8A A7CB-A7CD A7DA-A7DC 105C0-105F3 10D40-10D65 10D69-10D6D 10D6F-10D85 10EC2-10EC4
+    10EFC-10EFF 1123F-11241 11380-11389 1138B 1138E 11390-113B5 113B7-113C0 113C2 113C5 113C7-113CA
+    113CC-113D3 113E1-113E2 116D0-116E3 11BC0-11BE0 11BF0-11BF9 11F00-11F10 11F12-11F3A 11F3E-11F42
+    11F50-11F5A 1342F 13440-13455 13460-143FA 16100-16139 16D40-16D6C 16D70-16D79 18CFF 1B132 1B155
+    1CCF0-1CCF9 1DF25-1DF2A 1E030-1E06D 1E08F 1E4D0-1E4F9 1E5D0-1E5FA 2B739 2EBF0-2EE5D 31350-323AF
+""")
+
 # Capitals that Unicode 15, 16 and 17 added, to their small letters.
 NEWER_CAPITALS = {
     0x1C89: 0x1C8A,
@@ -152,6 +164,19 @@ def decompose(text: str) -> str:
 
 def _sort_marks(run: re.Match[str]) -> str:
     return "".join(sorted(run[0], key=unicodedata.combining))
+
+
+def canonical_order(text: str) -> list[int]:
+    """For a text whose characters are decomposed: the index of each character before `decompose` orders the marks."""
+    order = list(range(len(text)))
+    for run in _MARK_RUN.finditer(text):
+        order[run.start() : run.end()] = sorted(range(*run.span()), key=lambda i: unicodedata.combining(text[i]))
+    return order
+
+
+def is_word_character(char: str) -> bool:
+    """Whether the character belongs to a word: a letter, a digit, _ or an accent, but not ²."""
+    return unicodedata.category(char) in _WORD_CATEGORIES or ord(char) in _WORD_CHARACTERS
 
 
 def lower(code_point: int) -> str:

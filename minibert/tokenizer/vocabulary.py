@@ -65,6 +65,8 @@ class Vocabulary:
     def __post_init__(self) -> None:
         if not isinstance(self.vocab, dict):
             raise TypeError(f"vocab must be a dict, token to id, not {self.vocab!r:.60}: from_pretrained reads files")
+        if not self.vocab:
+            raise ValueError("the vocabulary is empty")
         self._base_vocab = self.vocab
         self._update()
 
@@ -110,7 +112,7 @@ class Vocabulary:
         if len(self._tokens) < len(self.vocab) or not all(type(i) is int and 0 <= i < MAX_SIZE for i in self._tokens):
             raise ValueError(f"the ids of a vocabulary must be different integers from 0 to {MAX_SIZE - 1}")
         if missing := [t for t in (self.unk_token, self.cls_token, self.sep_token) if t not in self.vocab]:
-            raise ValueError(f"the vocabulary of {len(self.vocab)} tokens lacks {', '.join(map(str, missing)):.200}")
+            raise ValueError(f"the vocabulary of {len(self.vocab)} tokens lacks {', '.join(map(repr, missing)):.200}")
         for token in self.added_tokens.values():
             if not token.content.strip() and (token.normalized or token.lstrip or token.rstrip):
                 raise ValueError(

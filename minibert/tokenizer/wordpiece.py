@@ -19,14 +19,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .unicode_tables import CJK, DROPPED, MARKS, PRIVATE_USE, PUNCTUATION, WHITE_SPACE, LazyTable, decompose, lower
+from .unicode_tables import (
+    CJK,
+    DROPPED,
+    MARKS,
+    PRIVATE_USE,
+    PUNCTUATION,
+    WHITE_SPACE,
+    LazyTable,
+    canonical_order,
+    decompose,
+    is_word_character,
+    lower,
+)
 
 MAX_WORD_CHARS = 100  # a longer word is [UNK], whatever its pieces
-NO_SPACE_BEFORE = (".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re")  # in `join_pieces`
 CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 SPACE = re.compile(r"[^\S\x1c-\x1f]")  # what lstrip and rstrip take; for the Rust library \x1c to \x1f are not spaces
-WORD_CHARACTER = re.compile(rf"[\w{''.join(map(chr, sorted(MARKS)))}]")  # a letter, a digit, _ or an accent
 
 
 @dataclass(frozen=True)
@@ -111,12 +121,12 @@ class WordPiece:
         """
         words: list[str] = []
         pieces: list[tuple[int, ...]] = []
-        for part, added_id in self.as_written.split(text):
+        for _, part, added_id in self.as_written.split(text):
             if added_id is not None:
                 words.append(part)
                 pieces.append((added_id,))
                 continue
-            for stretch, added_id in self.normalized.split(self.normalize(part)):
+            for _, stretch, added_id in self.normalized.split(self.normalize(part)):
                 if added_id is not None:
                     words.append(stretch.replace(" ", ""))
                     pieces.append((added_id,))
@@ -185,16 +195,21 @@ class WordPiece:
             For each piece its start index and its end index, exclusive.
         """
         origins: list[int] = []  # for each character of the normalized words: the index of its original in the text
-        start = 0
-        for part, added_id in self.as_written.split(text):
+        for start, part, added_id in self.as_written.split(text):
             indices = range(start, start + len(part))
             if added_id is not None:
                 origins += indices
             else:
-                clean_indices = [index for index, char in zip(indices, part, strict=True) for _ in self.clean(char)]
-                for index, char in zip(clean_indices, self.clean(part), strict=True):
-                    origins += [index] * len((self.folded[ord(char)] or "").strip())
-            start += len(part)
+                cleaned = [self.clean(char) for char in part]
+                text_indices = iter([index for index, chars in zip(indices, cleaned, strict=True) if chars])
+                is_first = [i == 0 for chars in cleaned for i in range(len(chars))]
+                joined = "".join(cleaned)
+                # As in the Rust library: where marks change places, the first characters of the decompositions take
+                # the indices in their order, and another character takes the index of the one before it.
+                for i in canonical_order(joined) if self.strip_accents else range(len(joined)):
+                    if is_first[i]:
+                        origin = next(text_indices)
+                    origins += [origin] * len((self.folded[ord(joined[i])] or "").strip())
         offsets = []
         start = 0
         for word, ids in zip(*self.split(text), strict=True):
@@ -217,24 +232,27 @@ class _Finder:
         longest_first = sorted(self.tokens, reverse=True)  # of two that match, one is the beginning of the other
         self.pattern = re.compile("|".join(map(re.escape, longest_first)))
 
-    def split(self, text: str) -> list[tuple[str, int | None]]:
-        """Split a text into the tokens found, each with its id, and the text between them, with None."""
-        parts: list[tuple[str, int | None]] = []
+    def split(self, text: str) -> list[tuple[int, str, int | None]]:
+        """Split a text into the tokens found, each with its index and id, and the text between them, with None as id.
+
+        White space that a token takes with `rstrip` may also begin the next token, if that has no `lstrip`.
+        """
+        parts: list[tuple[int, str, int | None]] = []
         end = 0
         for match in self.pattern.finditer(text) if self.tokens else ():
             token_id, token = self.tokens[match[0]]
             start, stop = match.span()
-            if token.single_word and (
-                WORD_CHARACTER.match(text[start - 1 : start]) or WORD_CHARACTER.match(text, stop)
-            ):
+            if token.single_word and any(map(is_word_character, text[start - 1 : start] + text[stop : stop + 1])):
                 continue
-            while token.lstrip and start > end and SPACE.match(text, start - 1, start):
-                start -= 1
+            if token.lstrip:
+                start = max(start, end)
+                while start > end and SPACE.match(text, start - 1, start):
+                    start -= 1
             while token.rstrip and SPACE.match(text, stop):
                 stop += 1
-            parts += [(text[end:start], None), (text[start:stop], token_id)]
+            parts += [(end, text[end:start], None), (start, text[start:stop], token_id)]
             end = stop
-        return [*parts, (text[end:], None)]
+        return [*parts, (end, text[end:], None)]
 
 
 def join_pieces(pieces: list[str], clean_up: bool) -> str:
@@ -244,9 +262,13 @@ def join_pieces(pieces: list[str], clean_up: bool) -> str:
         pieces: also added and special tokens.
         clean_up: also remove spaces around an apostrophe.
     """
-    text = "".join(pieces[:1])
-    for piece in pieces[1:]:
-        text += piece.removeprefix("##") if piece.startswith(("##", *NO_SPACE_BEFORE)) else f" {piece}"
-    for spaced in CLEAN_UP if clean_up else ():
+    spaced = pieces[:1] + [piece.removeprefix("##") if piece.startswith("##") else f" {piece}" for piece in pieces[1:]]
+    text = "".join(remove_spaces(piece).replace(" do not", " don't") for piece in spaced)
+    return remove_spaces(text) if clean_up else text
+
+
+def remove_spaces(text: str) -> str:
+    """Remove spaces before a full stop, a comma and the like."""
+    for spaced in CLEAN_UP:
         text = text.replace(spaced, spaced.strip())
     return text

@@ -135,10 +135,21 @@ def check(files):
 def compare_with_rust(content, ours, encoded):
     """The Rust library takes the file too, and gives the same ids. Parts that minibert does not read are made valid."""
     content = {name: value for name, value in content.items() if name in CONTENT}
-    content |= {name: CONTENT[name] for name in ("version", "truncation", "padding", "decoder")}
+    content |= {name: CONTENT[name] for name in ("version", "truncation", "padding", "decoder", "pre_tokenizer")}
+    content["model"] = {name: value for name, value in content["model"].items() if name in CONTENT["model"]}
+    for token in content.get("added_tokens", []):
+        for name in token.keys() - {"id", "content", *FLAGS}:
+            del token[name]
     post = content.get("post_processor")
-    if post and post["type"] == "TemplateProcessing":
-        content["post_processor"] = {**CONTENT["post_processor"], "single": post["single"]}
+    if post and post["type"] == "TemplateProcessing":  # minibert reads its tokens and their ids
+        given = {token: special["ids"] for token, special in post.get("special_tokens", {}).items()}
+        specials = {
+            token: {"id": token, "tokens": [token], "ids": given.get(token, [ours.vocab[token]])}
+            for token in ("[CLS]", "[SEP]")
+        }
+        content["post_processor"] = CONTENT["post_processor"] | {"special_tokens": specials}
+    elif post:
+        content["post_processor"] = {**post, "cls": post["cls"][:2], "sep": post["sep"][:2]}
     if content["normalizer"].keys() != CONTENT["normalizer"].keys():  # minibert then takes DistilBERT's value
         return
     try:

@@ -344,7 +344,7 @@ class WordPiece {
   finder(tokens) {
     const found = [...tokens.keys()].filter(token => token.trim()).sort((a, b) => [...b].length - [...a].length);
     const pattern = new RegExp(found.map(token => token.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&")).join("|"), "gu");
-    const inWord = new RegExp(`^(?:[\\p{L}\\p{N}_]|${this.classes.MARKS})$`, "u");
+    const inWord = /^[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]$/u;
     return text => {
       const parts = [];
       let end = 0;
