@@ -120,6 +120,10 @@ def test_without_a_mask_there_is_no_column_for_it():
     assert "max(x, 0)" in str(result)
 
 
+def test_a_model_of_one_head_is_traced():
+    assert trace(model(n_heads=1), batch(), TOKENS).head == 0
+
+
 @pytest.mark.parametrize(("place", "size"), [("layer", 2), ("head", 4), ("row", 3), ("query", 7)])
 def test_a_place_that_there_is_not_is_refused(place, size):
     for index in (-1, size):
