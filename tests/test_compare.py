@@ -377,6 +377,14 @@ def test_a_checkpoint_agrees_with_transformers_own_reading_of_it(tmp_path, head)
 
 
 @pytest.mark.reference
+def test_a_checkpoint_in_half_precision_is_compared_in_float32(tmp_path):
+    pytest.importorskip("transformers")
+    model().bfloat16().save_pretrained(tmp_path)
+    found = compare_checkpoint(tmp_path, against=["transformers"])
+    assert [(c.dtype, c.verdict) for c in found.comparisons] == [("float32", "equal bit for bit")] * 3
+
+
+@pytest.mark.reference
 def test_a_checkpoint_that_differs_from_transformers_is_shown_value_by_value(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     monkeypatch.setattr("minibert.model.LAYER_NORM_EPS", 1e-5)
