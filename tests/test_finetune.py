@@ -310,6 +310,34 @@ def test_bad_lines_are_reported_by_number_or_left_out(tmp_path, model, name, con
     assert error in remark
 
 
+@pytest.mark.parametrize(
+    ("name", "start", "end"), [("a.jsonl", '{"text": "', '", "label": 1}'), ("a.tsv", "", "\t1"), ("a.csv", '"', '",1')]
+)
+def test_a_line_of_more_than_4_mib_is_a_bad_line(tmp_path, model, name, start, end):
+    header = [] if name == "a.jsonl" else ["text\tlabel" if name == "a.tsv" else "text,label"]
+    lines = header + [f"{start}{text}{end}" for text in ("nice", "day " * 2**20, "day " * 2**21, "nice")]
+    (tmp_path / name).write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="2 bad lines: ") as refused:
+        read(tmp_path / name, tmp_path, model)
+    numbers = [number for number, line in enumerate(lines, 1) if len(line) > 2**22]
+    assert all(f"line {number}: the line has more than 4 MiB" in str(refused.value) for number in numbers)
+    good, _ = read(tmp_path / name, tmp_path, model, skip_bad=True)
+    assert [line.number for line in good] == [numbers[0] - 1, numbers[-1] + 1]
+
+
+def test_a_row_over_many_lines_ends_the_reading_after_4_mib(tmp_path, model):
+    (tmp_path / "a.csv").write_text('text,label\nnice,1\n"' + 'day\n","' * 1_000_000)
+    with pytest.raises(ValueError, match=r"lines 3 to 599\d\d\d are one bad row: is a quotation mark not closed"):
+        read(tmp_path / "a.csv", tmp_path, model, skip_bad=True)
+
+
+def test_the_error_of_a_line_is_short(tmp_path, model):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"a" * 100_000: "nice"}))
+    with pytest.raises(ValueError, match="no 'text', only 'aaa") as refused:
+        read(tmp_path / "a.jsonl", tmp_path, model)
+    assert len(str(refused.value)) < 1000
+
+
 def test_words_and_labels_of_other_numbers_are_a_bad_line(tmp_path, model):
     (tmp_path / "a.jsonl").write_text('{"text": ["a", "day"], "label": ["O"]}')
     with pytest.raises(ValueError, match="line 1: 2 words need as many labels"):
