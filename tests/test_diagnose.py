@@ -416,6 +416,11 @@ def test_no_rounding_at_all_may_be_asked_for(classifier):
         ({"distilbert.classifier": 1}, "computes no 'distilbert.classifier' for these inputs: did you mean classifier"),
         ({"pre_clasifier": 1}, "computes no 'pre_clasifier' for these inputs: did you mean pre_classifier"),
         ({}, "no value is given"),
+        (
+            {"logits": torch.zeros(3, 2).to(torch.float8_e4m3fn)},
+            r"a value has the dtype torch.float8_e4m3fn: give it as one of torch.float16, .*, torch.float64$",
+        ),
+        (torch.zeros(3, 2, dtype=torch.complex64), r"a value has the dtype torch.complex64: give it as one of"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(classifier, theirs, message):
