@@ -1,27 +1,24 @@
 """A checkpoint's files: find them in a folder or on the Hub, read their tensors, write them back.
 
 This module knows files and tensors, not models. Nothing that a file says is trusted: a file name must not lead out of
-the folder, and only tensors are unpickled. `pretrained.py` compares names and shapes before it uses a tensor.
+the folder, and of a pickle only tensors are read. `pretrained.py` compares names and shapes before it uses a tensor.
 """
 
-import io
 import json
 import os
-import pickletools
 import shutil
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .hub import HubRepository
+from .pickled import read_pickle
 
 T = TypeVar("T")
 
@@ -196,47 +193,10 @@ def _read_shards(files: CheckpointFiles, index: Mapping[str, Any]) -> dict[str, 
 
 def _read_pickle(files: CheckpointFiles, path: Path) -> dict[str, Tensor]:
     try:
-        _check_pickle(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)  # never runs what the file says
+        return read_pickle(path)
     except Exception as error:  # a damaged or hostile file may raise anything
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: not a file of tensors only ({reason:.200}). {files.discard(path)}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a dict from names to tensors, got {type(content).__name__}")
-    for name, tensor in content.items():
-        if not (isinstance(name, str) and isinstance(tensor, Tensor) and _is_whole(tensor)):
-            raise ValueError(f"{path}: expected a dict from names to dense tensors, but {name!r} is not one")
-    return {name: tensor.resolve_neg() for name, tensor in content.items()}  # a view may hold the numbers negated
-
-
-def _check_pickle(path: Path) -> None:
-    """Refuse what `torch.load` takes, though a file of a kilobyte can fill the memory with it.
-
-    Raises:
-        ValueError: the file is compressed, or calls something else than tensors are made with.
-    """
-    with path.open("rb") as file:
-        if file.read(4) == b"PK\x03\x04":
-            with zipfile.ZipFile(file) as archive:
-                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-                    raise ValueError("it is compressed, which torch.save does not do")
-                names = [name for name in archive.namelist() if name.lower().endswith(".pkl")]
-                pickles: list[IO[bytes]] = [io.BytesIO(archive.read(name)) for name in names]
-        else:  # as torch wrote until 1.6: five pickles one after the other, then the numbers
-            file.seek(0)
-            pickles = [file] * 5
-        for each in pickles:
-            for opcode, argument, _ in pickletools.genops(each):
-                if opcode.name not in ("GLOBAL", "INST", "STACK_GLOBAL"):
-                    continue
-                if argument != "collections OrderedDict" and not str(argument).startswith("torch"):
-                    raise ValueError(f"it calls {argument}")
-
-
-def _is_whole(tensor: Tensor) -> bool:
-    """Whether every number of a tensor is in memory: with strides of 0 a small pickle can describe a huge tensor."""
-    dense = tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type == "cpu"
-    return dense and tensor.untyped_storage().nbytes() >= tensor.nbytes
 
 
 def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
