@@ -22,6 +22,7 @@ from .pickled import read_pickle
 
 T = TypeVar("T")
 
+UNIQUE = "[0-9a-f]" * 32  # what `uuid4` makes, in a pattern of `glob`
 LARGEST_TEXT = 100_000_000  # bytes of a JSON file or a vocabulary; the largest tokenizer.json of a BERT has 10 million
 
 
@@ -222,14 +223,15 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
         OSError: the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with _locked(folder) as alone:
         try:
-            old = json.loads((folder / "config.json").read_bytes())
+            old = CheckpointFiles(folder).read_json("config.json") or {}
         except (OSError, ValueError):
-            old = None
-        key = "transformers_weights"
-        named = {key: old[key]} if isinstance(old, dict) and key in old else {}
+            old = {}
+        named = {name: old[name] for name in ("transformers_weights",) if name in old}
         write_atomically(folder / "config.json", to_json({**config, **named}))
+        if alone:
+            _delete_leftovers(folder, f".config.json.{UNIQUE}.tmp")
 
 
 def write_pair(
@@ -257,17 +259,20 @@ def write_pair(
 
     Raises:
         OSError: the folder cannot be written to.
+        ValueError: as `to_json`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     json_file, usual_file = (folder / name for name in names)
-    data_file = folder / f"{usual_file.stem}-{uuid4().hex}{usual_file.suffix}"
+    data_file = folder / f"{usual_file.stem}-minibert-{uuid4().hex}{usual_file.suffix}"
     unfinished = _temporary_name(usual_file) / data_file.name  # alone in a folder: safetensors writes beside it first
     with _locked(folder) as alone:
         try:
-            unfinished.parent.mkdir()
+            unfinished.parent.mkdir(0o700)
             write(unfinished)
             with unfinished.open("rb+") as file:
                 os.fsync(file.fileno())
+            if json_file.exists():
+                shutil.copymode(json_file, unfinished)
             unfinished.replace(data_file)
             write_atomically(json_file, to_json({**content, key: data_file.name}))
             shutil.copymode(json_file, data_file)  # safetensors makes its files private
@@ -280,17 +285,15 @@ def write_pair(
             if not json_file.is_file() or data_file.name.encode() not in json_file.read_bytes():
                 data_file.unlink(missing_ok=True)
         if alone:
-            _delete_leftovers(json_file, usual_file)
+            _delete_leftovers(folder, f".{json_file.name}.{UNIQUE}.tmp", f".{usual_file.name}.{UNIQUE}.tmp")
+            _delete_leftovers(folder, f"{usual_file.stem}-minibert-{UNIQUE}{usual_file.suffix}")
 
 
-def _delete_leftovers(*files: Path) -> None:
-    """Delete what killed saves of these files left beside them."""
-    unique = "[0-9a-f]" * 32
-    for file in files:
-        for name in (f"{file.stem}-{unique}{file.suffix}", f".{file.name}.{unique}.tmp"):
-            for path in file.parent.glob(name):
-                with suppress(OSError):  # the save has succeeded
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+def _delete_leftovers(folder: Path, *patterns: str) -> None:
+    """Delete what killed saves have left in a locked folder."""
+    for path in (path for pattern in patterns for path in folder.glob(pattern)):
+        with suppress(OSError):  # the save has succeeded
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
@@ -323,15 +326,23 @@ def _locked(folder: Path) -> Iterator[bool]:
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:
-    """Return a JSON object as indented UTF-8 text."""
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    """Return a JSON object as indented UTF-8 text.
+
+    Raises:
+        ValueError: the text is so long that `CheckpointFiles.read_json` would refuse it.
+    """
+    text = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    if len(text) > LARGEST_TEXT:
+        raise ValueError(f"a JSON file of {len(text)} bytes could not be read again: {LARGEST_TEXT} are the most")
+    return text
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a crash leaves the old content or the whole new content; its permissions stay."""
     temporary = _temporary_name(path)
+    mode = 0o600 if path.exists() else 0o666  # nobody may read what replaces a private file
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
