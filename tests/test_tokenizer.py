@@ -1052,6 +1052,13 @@ def test_a_token_that_a_line_cannot_hold_is_not_saved(tmp_path, token):
     assert not (tmp_path / "folder").exists()
 
 
+def test_a_vocabulary_whose_file_could_not_be_read_again_is_not_written(tmp_path):
+    vocab = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "w" * 100: 1_999_999}
+    with pytest.raises(ValueError, match=r"would have 201\d+ bytes, .* 1999994 are of ids without a token, and"):
+        DistilBertTokenizer(vocab).save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
 def test_tokenizers_are_copied_pickled_and_shared_by_threads():
     texts = [f"The naïve movie {i} is tokenization" for i in range(200)]
     expected = UNCASED(texts)
