@@ -208,10 +208,15 @@ def test_a_single_word_token_is_not_found_within_a_longer_word():
     assert tokenizer.tokenize("cat\u0301") == spelled("cat")
     for after in "z9_é\u0301\u0903\u20dd\u203f\u200dⅫⓐ\U0001e030":  # letters, digits, marks, a tie, a joiner, a numeral
         assert tokenizer.tokenize(f"cat{after}")[0] != "cat"
-    for (
-        after
-    ) in "²½€-\u200b🫨\u0378":  # a superscript and a fraction are not digits; a symbol, a character without meaning
+    for after in "²½€-\u200b🫨\u0378":  # superscript and fraction are no digits; a symbol, a character without meaning
         assert tokenizer.tokenize(f"cat{after}")[0] == "cat"
+
+
+def test_a_normalized_single_word_token_is_not_found_beside_a_mark_of_words():
+    tokenizer = with_added(AddedToken("Cat", single_word=True, normalized=True))
+    assert tokenizer.tokenize("CAT, cat _ cat-cat") == ["Cat", ",", "Cat", "_", "Cat", "-", "Cat"]
+    for text in ("cat_", "_cat", "a_cat b", "cat\u203f"):
+        assert "Cat" not in tokenizer.tokenize(text)
 
 
 def test_added_tokens_of_white_space_are_found_as_written():
