@@ -741,6 +741,13 @@ def test_a_lone_surrogate_is_shown():
         (LETTERS, {"do_lower_case": "false"}, "do_lower_case must be one of True, False, not 'false'"),
         (LETTERS, {"strip_accents": "false"}, "strip_accents must be one of None, True, False, not 'false'"),
         (LETTERS, {"model_max_length": 0}, "model_max_length must be an integer, at least 1, not 0"),
+        ({**LETTERS, "x" * 1001: 99}, {}, "a token has 1001 characters, 1000 are the most: 'xxx"),
+        (LETTERS, {"added_tokens": {99: AddedToken("x" * 1001)}}, "a token has 1001 characters, 1000 are the most"),
+        (
+            LETTERS,
+            {"added_tokens": {i: AddedToken(f"{i:01000}") for i in range(99, 2100)}},
+            "the added tokens have 2001000 characters, 2000000 are the most",
+        ),
     ],
 )
 def test_a_vocabulary_or_a_setting_that_cannot_work_is_refused(vocab, settings, message):
@@ -762,6 +769,7 @@ def write(folder, **files):
 
 
 LONG = "a" * 10_000
+MANY = "\n" * 2_000_001
 BASIC = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\n"
 LOWER = {"do_lower_case": True}
 
@@ -974,7 +982,9 @@ def test_added_tokens_in_separate_files(tmp_path):
         ({}, OSError, "it has no tokenizer, neither tokenizer.json nor vocab.txt"),
         ({"vocab_txt": b"\xff\xfe"}, ValueError, "vocab.txt: not UTF-8"),
         ({"vocab_txt": b"", "tokenizer_config": LOWER}, ValueError, r"vocab\.txt: the file is empty"),
-        ({"vocab_txt": "a\nb", "tokenizer_config": LOWER}, ValueError, "the vocabulary of 2 tokens lacks '.UNK.', "),
+        ({"vocab_txt": MANY}, ValueError, "vocab.txt: 2000001 tokens, 2000000 are the most"),
+        ({"vocab_txt": "a
+b", "tokenizer_config": LOWER}, ValueError, "the vocabulary of 2 tokens lacks '.UNK.', "),
         ({"tokenizer": "{"}, ValueError, "not valid JSON"),
         (
             {"tokenizer": {"model": {"type": "BPE"}}},
