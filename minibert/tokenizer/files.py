@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import LARGEST_TEXT, CheckpointFiles, write_pair
+from .vocabulary import MAX_SIZE
 from .wordpiece import MAX_WORD_CHARS, AddedToken
 
 NO_LIMIT = 10**9  # where the model's limit is unknown, transformers writes a model_max_length of 10**30
@@ -81,10 +82,13 @@ def _read_files(
             added_tokens = read_added_tokens(files, config)
         else:
             check_tokenizer_json(files, content)
-            vocab = dict(content["model"]["vocab"].items())
-            added_tokens = _by_id(
-                files, ((token["id"], _added_token(token)) for token in content.get("added_tokens", ()))
-            )
+            pairs = content["model"]["vocab"].items()
+            check_size(f"{files.name}: tokenizer.json", len(pairs))
+            vocab = dict(pairs)
+            added = content.get("added_tokens", [])
+            if not isinstance(added, list):
+                raise TypeError("added_tokens is not a list")
+            added_tokens = _by_id(files, ((token["id"], _added_token(token)) for token in added))
             ids = vocab | {token.content: i for i, token in added_tokens.items()}
             check_post_processor(files, content.get("post_processor"), config, ids)
             normalizer = content.get("normalizer") or {}
@@ -92,7 +96,7 @@ def _read_files(
             settings["unk_token"] = content["model"].get("unk_token", "[UNK]")
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{files.name}: the tokenizer's files are not as transformers writes them: {error!r}"
+            f"{files.name}: the tokenizer's files are not as transformers writes them: {error!r:.300}"
         ) from None
     return config, vocab, added_tokens, settings
 
@@ -162,13 +166,21 @@ def read_vocab_txt(files: CheckpointFiles, name: str = "vocab.txt") -> dict[str,
     path = files.find(name)
     if path is None:
         raise OSError(f"{files.name}: it has no tokenizer, neither tokenizer.json nor vocab.txt{files.hint()}")
+    data = files.read_bytes(path)
+    check_size(str(path), data.count(b"\n"))
     try:
-        lines = files.read_bytes(path).decode("utf-8-sig").split("\n")  # not splitlines(): U+2028 may be a token
+        lines = data.decode("utf-8-sig").split("\n")  # not splitlines(): U+2028 may be a token
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error})") from None
     if lines == [""]:
         raise ValueError(f"{path}: the file is empty")
     return {line.rstrip(): i for i, line in enumerate(lines if lines[-1] else lines[:-1])}
+
+
+def check_size(where: str, n_tokens: int) -> None:
+    """Refuse more tokens than there are ids, before they take memory."""
+    if n_tokens > MAX_SIZE:
+        raise ValueError(f"{where}: {n_tokens} tokens, {MAX_SIZE} are the most")
 
 
 def read_added_tokens(files: CheckpointFiles, config: Mapping[str, Any]) -> dict[int, AddedToken]:
