@@ -217,6 +217,7 @@ def test_integrated_gradients_sum_to_the_change_of_the_logit():
 def test_integrated_gradients_are_taken_at_the_middle_of_each_part_of_the_way(steps):
     each, inputs = model(CLASSIFIER, pad_token_id=3).double(), batch()
     target, words = torch.tensor([0, 1, 0]), each.distilbert.embeddings.word_embeddings
+    words.weight.data[3] = torch.randn(32).double()  # [PAD] is 0 in a fresh model
     embeds, baseline = words(inputs["input_ids"]).detach(), words(torch.full((3, 7), 3)).detach()
     gradients = []
     for middle in {1: [1 / 2], 2: [1 / 4, 3 / 4]}[steps]:
