@@ -214,7 +214,8 @@ def draw(mutant: Mutant, seed: int) -> str:
 def tests_of(mutant: Mutant, known: dict[str, Any]) -> dict[str, float]:
     """The tests that reach a mutant, and how long each takes: those of its file first, then the quickest.
 
-    What runs at import, such as a constant, is reached by all tests of its file and by those that name it.
+    What runs at import, such as a constant, is taken to be reached by all tests that reach its file, and by those in a
+    test file of its name or that names it. So is what runs in a forked process, where coverage sees nothing.
     """
     lines, seconds = known["lines"].get(mutant.file, {}), known["seconds"]
     first, last = mutant.reach
@@ -222,7 +223,7 @@ def tests_of(mutant: Mutant, known: dict[str, Any]) -> dict[str, float]:
     files = [path for path in (ROOT / "tests").glob("test_*.py") if any(topic in path.stem for topic in topics)]
     found = {test for line in range(first, last + 1) for test in lines.get(line, ()) if test in seconds}
     if not found or "" in lines.get(first, ()):  # "": outside of any test
-        files = [path for path in (ROOT / "tests").glob("test_*.py") if mutant.within in path.read_text("utf-8")]
+        files += [path for path in (ROOT / "tests").glob("test_*.py") if mutant.within in path.read_text("utf-8")]
         found |= {test for tests in lines.values() for test in tests if test in seconds}
         found |= {test for test in seconds if ROOT / test.partition("::")[0] in files}
     order = sorted(found, key=lambda test: (ROOT / test.partition("::")[0] not in files, seconds[test]))

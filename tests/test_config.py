@@ -160,7 +160,7 @@ def test_an_impossible_value_is_refused_by_name(content, message):
         {"vocab_size": 1, "pad_token_id": 0, "num_labels": 1},
         {"dropout": 1, "attention_dropout": 1.0, "initializer_range": sys.float_info.max},
         {"dropout": 0, "qa_dropout": 0.0, "initializer_range": 0, "pad_token_id": None},
-        {"pad_token_id": 30521},
+        {"pad_token_id": 30521, "id2label": {0: "n" * 1000}},
     ],
 )
 def test_the_largest_and_the_smallest_values_are_taken(values):

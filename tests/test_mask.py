@@ -109,6 +109,13 @@ def test_only_plain_tensors_are_taken(change):
         model()(ids, change(torch.ones(2, 3)))
 
 
+def test_a_model_on_the_meta_device_gives_shapes():
+    # There are no values to be checked: neither those of the ids nor those of the mask.
+    inputs = {name: tensor.to("meta") for name, tensor in batch().items()}
+    output = model().to("meta")(**inputs).last_hidden_state
+    assert (output.shape, output.device.type) == ((3, 7, 32), "meta")
+
+
 @pytest.mark.parametrize("name", ["attention_mask", "position_ids"])
 def test_no_input_is_on_the_meta_device_beside_a_model_with_numbers(name):
     ids = torch.ones(2, 3, dtype=torch.long)

@@ -133,7 +133,7 @@ def test_padded_slots_hold_zeros_or_what_no_argmax_chooses(head):
 
 
 @each_head
-@pytest.mark.parametrize("kind", ["ragged", "holes"])
+@pytest.mark.parametrize("kind", ["ragged", "holes", "none"])
 def test_position_ids_and_word_embeddings_are_the_models(head, kind):
     each, inputs = model(head).double(), batch(head, kind)
     position_ids = torch.randint(0, 16, inputs["input_ids"].shape)

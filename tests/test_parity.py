@@ -122,8 +122,9 @@ def test_a_pattern_of_queries_and_keys_matches(heads):
     assert_same_bits(ours(ids, allowed), twin(ours)(ids, additive))
 
 
-def test_sinusoidal_positions_are_drawn_alike():
-    ours = model(sinusoidal_pos_embds=True)
+@pytest.mark.parametrize("dim", [32, 15])
+def test_sinusoidal_positions_are_drawn_alike(dim):
+    ours = model(sinusoidal_pos_embds=True, dim=dim, n_heads=1)
     theirs = transformers.DistilBertModel(transformers.DistilBertConfig(**ours.config.to_dict()))
     drawn = theirs.embeddings.position_embeddings.weight
     assert torch.equal(ours.embeddings.position_embeddings.weight, drawn)

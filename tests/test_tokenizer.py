@@ -208,10 +208,15 @@ def test_a_single_word_token_is_not_found_within_a_longer_word():
     assert tokenizer.tokenize("cat\u0301") == spelled("cat")
     for after in "z9_é\u0301\u0903\u20dd\u203f\u200dⅫⓐ\U0001e030":  # letters, digits, marks, a tie, a joiner, a numeral
         assert tokenizer.tokenize(f"cat{after}")[0] != "cat"
-    for (
-        after
-    ) in "²½€-\u200b🫨\u0378":  # a superscript and a fraction are not digits; a symbol, a character without meaning
+    for after in "²½€-\u200b🫨\u0378":  # superscript and fraction are no digits; a symbol, a character without meaning
         assert tokenizer.tokenize(f"cat{after}")[0] == "cat"
+
+
+def test_a_normalized_single_word_token_is_not_found_beside_a_mark_of_words():
+    tokenizer = with_added(AddedToken("Cat", single_word=True, normalized=True))
+    assert tokenizer.tokenize("CAT, cat _ cat-cat") == ["Cat", ",", "Cat", "_", "Cat", "-", "Cat"]
+    for text in ("cat_", "_cat", "a_cat b", "cat\u203f"):
+        assert "Cat" not in tokenizer.tokenize(text)
 
 
 def test_added_tokens_of_white_space_are_found_as_written():
@@ -739,6 +744,13 @@ def test_a_lone_surrogate_is_shown():
         (LETTERS, {"tokenize_chinese_chars": 1.0}, "tokenize_chinese_chars must be one of True, False, not 1.0"),
         (LETTERS, {"strip_accents": "false"}, "strip_accents must be one of None, True, False, not 'false'"),
         (LETTERS, {"model_max_length": 0}, "model_max_length must be an integer, at least 1, not 0"),
+        ({**LETTERS, "x" * 1001: 99}, {}, "a token has 1001 characters, 1000 are the most: 'xxx"),
+        (LETTERS, {"added_tokens": {99: AddedToken("x" * 1001)}}, "a token has 1001 characters, 1000 are the most"),
+        (
+            LETTERS,
+            {"added_tokens": {i: AddedToken(f"{i:01000}") for i in range(99, 2100)}},
+            "the added tokens have 2001000 characters, 2000000 are the most",
+        ),
     ],
 )
 def test_a_vocabulary_or_a_setting_that_cannot_work_is_refused(vocab, settings, message):
@@ -760,6 +772,7 @@ def write(folder, **files):
 
 
 LONG = "a" * 10_000
+MANY = "\n" * 2_000_001
 BASIC = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\n"
 LOWER = {"do_lower_case": True}
 
@@ -972,6 +985,7 @@ def test_added_tokens_in_separate_files(tmp_path):
         ({}, OSError, "it has no tokenizer, neither tokenizer.json nor vocab.txt"),
         ({"vocab_txt": b"\xff\xfe"}, ValueError, "vocab.txt: not UTF-8"),
         ({"vocab_txt": b"", "tokenizer_config": LOWER}, ValueError, r"vocab\.txt: the file is empty"),
+        ({"vocab_txt": MANY}, ValueError, "vocab.txt: 2000001 tokens, 2000000 are the most"),
         ({"vocab_txt": "a\nb", "tokenizer_config": LOWER}, ValueError, "the vocabulary of 2 tokens lacks '.UNK.', "),
         ({"tokenizer": "{"}, ValueError, "not valid JSON"),
         (
@@ -981,6 +995,8 @@ def test_added_tokens_in_separate_files(tmp_path):
         ),
         ({"tokenizer": {}}, ValueError, "normalizer.type in tokenizer.json must be 'BertNormalizer', not None"),
         ({"tokenizer": NO_VOCAB}, ValueError, "not as transformers writes them: KeyError"),
+        ({"tokenizer": tokenizer_json() | {"added_tokens": {}}}, ValueError, "added_tokens is not a list"),
+        ({"tokenizer": tokenizer_json() | {"added_tokens": [{"id": 7, "content": ["x"] * 999}]}}, ValueError, "writes"),
         ({"tokenizer": NO_VOCAB | {"model": {"vocab": 3}}}, ValueError, "writes them: AttributeError"),
         ({"tokenizer": NO_VOCAB | {"model": {"vocab": {"a": [1]}}}}, ValueError, "unhashable"),
         ({"tokenizer": NO_VOCAB | {"model": {"vocab": [["a", 1]]}}}, ValueError, "writes them: AttributeError"),
@@ -1013,6 +1029,7 @@ def test_files_without_a_valid_tokenizer_are_refused(tmp_path, files, error, mes
     with pytest.raises(error, match=message) as caught:
         DistilBertTokenizer.from_pretrained(write(tmp_path, **files))
     assert str(tmp_path) in str(caught.value)
+    assert len(str(caught.value)) < 800
 
 
 def test_saving_and_loading_changes_nothing(tmp_path):
@@ -1052,6 +1069,13 @@ def test_a_token_that_a_line_cannot_hold_is_not_saved(tmp_path, token):
     tokenizer = DistilBertTokenizer({**LETTERS, token: len(LETTERS)})
     with pytest.raises(ValueError, match=r"vocab.txt cannot hold tokens with a line break, or with white space at"):
         tokenizer.save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_vocabulary_whose_file_could_not_be_read_again_is_not_written(tmp_path):
+    vocab = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "w" * 100: 1_999_999}
+    with pytest.raises(ValueError, match=r"would have 201\d+ bytes, .* 1999994 are of ids without a token, and"):
+        DistilBertTokenizer(vocab).save_pretrained(tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
 
 

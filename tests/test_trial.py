@@ -78,19 +78,29 @@ def test_a_linear_layer_is_tried_with_few_threads_and_with_many():
     assert runs == [all_rows, *few, all_rows, (1, 8), (17, 8), (64, 8)]
 
 
-def test_attention_is_tried_in_one_row_and_in_two(monkeypatch):
-    runs = []
+@pytest.mark.parametrize(
+    ("few", "expected"),  # number of rows, threads, numbers beyond 64 bytes
+    [([1, 2], [(1, 1, 0), (1, 2, 0), (2, 1, 4), (2, 2, 4)]), ([1], [(1, 1, 0), (1, 1, 4), (2, 1, 0), (2, 1, 4)])],
+    ids=["one process", "a forked process"],
+)
+def test_attention_is_tried_in_one_row_and_in_two(monkeypatch, few, expected):
+    runs, all_rows = [], (5, torch.get_num_threads(), 0)
 
     def record(q, k, v):
         runs.append((tuple(q.shape), tuple(k.shape), torch.get_num_threads(), q.data_ptr() % 64 // 4))
         return torch.zeros_like(q)
 
     monkeypatch.setattr(trial, "attention", record)
-    assert trial.attention_difference.__wrapped__(2, 16) is None
+    before = trial.TRIAL_THREADS.copy()
+    trial.TRIAL_THREADS[:] = few
+    try:
+        assert trial.attention_difference.__wrapped__(2, 16) is None
+    finally:
+        trial.TRIAL_THREADS[:] = before
     assert runs == [
         ((rows, 2, queries, 16), (rows, 2, length, 16), threads, offset)
         for length in (1, 2, 3, 4, 5, 7, 9, 16, 17, 31, 33, 65)
-        for rows, threads, offset in ((5, torch.get_num_threads(), 0), (1, 1, 0), (1, 2, 0), (2, 1, 4), (2, 2, 4))
+        for rows, threads, offset in (all_rows, *expected)
         for queries in (length, 1)
     ]
 
