@@ -647,6 +647,8 @@ def test_ids_and_tokens():
     [
         ({"padding": "max"}, "padding must be one of False, True, 'longest', 'max_length', 'do_not_pad', not 'max'"),
         ({"truncation": "first"}, "truncation must be one of None, False, True, 'longest_first', .*, not 'first'"),
+        ({"truncation": 1, "max_length": 9}, "truncation must be one of None, False, True, .*, not 1"),
+        ({"padding": 0}, "padding must be one of False, True, .*, not 0"),
         ({"return_tensors": "tf"}, "return_tensors must be one of None, 'pt', 'np', not 'tf'"),
         ({"padding_side": "up"}, "padding_side must be one of 'right', 'left', not 'up'"),
         ({"max_length": -1}, "max_length must be an integer, at least 0, not -1"),
@@ -739,6 +741,7 @@ def test_a_lone_surrogate_is_shown():
         ({**LETTERS, "x": 2_000_000}, {}, "must be different integers from 0 to 1999999"),
         (LETTERS, {"model_max_length": True}, "model_max_length must be an integer, at least 1, not True"),
         (LETTERS, {"do_lower_case": "false"}, "do_lower_case must be one of True, False, not 'false'"),
+        (LETTERS, {"tokenize_chinese_chars": 1.0}, "tokenize_chinese_chars must be one of True, False, not 1.0"),
         (LETTERS, {"strip_accents": "false"}, "strip_accents must be one of None, True, False, not 'false'"),
         (LETTERS, {"model_max_length": 0}, "model_max_length must be an integer, at least 1, not 0"),
         ({**LETTERS, "x" * 1001: 99}, {}, "a token has 1001 characters, 1000 are the most: 'xxx"),
