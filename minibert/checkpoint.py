@@ -1,31 +1,29 @@
 """A checkpoint's files: find them in a folder or on the Hub, read their tensors, write them back.
 
 This module knows files and tensors, not models. Nothing that a file says is trusted: a file name must not lead out of
-the folder, and only tensors are unpickled. `pretrained.py` compares names and shapes before it uses a tensor.
+the folder, and of a pickle only tensors are read. `pretrained.py` compares names and shapes before it uses a tensor.
 """
 
-import io
 import json
 import os
-import pickletools
 import shutil
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .hub import HubRepository
+from .pickled import read_pickle
 from .terminal import visible
 
 T = TypeVar("T")
 
+UNIQUE = "[0-9a-f]" * 32  # what `uuid4` makes, in a pattern of `glob`
 LARGEST_TEXT = 100_000_000  # bytes of a JSON file or a vocabulary; the largest tokenizer.json of a BERT has 10 million
 
 
@@ -198,47 +196,10 @@ def _read_shards(files: CheckpointFiles, index: Mapping[str, Any]) -> dict[str, 
 
 def _read_pickle(files: CheckpointFiles, path: Path) -> dict[str, Tensor]:
     try:
-        _check_pickle(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)  # never runs what the file says
+        return read_pickle(path)
     except Exception as error:  # a damaged or hostile file may raise anything
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: not a file of tensors only ({reason:.200}). {files.discard(path)}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a dict from names to tensors, got {type(content).__name__}")
-    for name, tensor in content.items():
-        if not (isinstance(name, str) and isinstance(tensor, Tensor) and _is_whole(tensor)):
-            raise ValueError(f"{path}: expected a dict from names to dense tensors, but {name!r} is not one")
-    return {name: tensor.resolve_neg() for name, tensor in content.items()}  # a view may hold the numbers negated
-
-
-def _check_pickle(path: Path) -> None:
-    """Refuse what `torch.load` takes, though a file of a kilobyte can fill the memory with it.
-
-    Raises:
-        ValueError: the file is compressed, or calls something else than tensors are made with.
-    """
-    with path.open("rb") as file:
-        if file.read(4) == b"PK\x03\x04":
-            with zipfile.ZipFile(file) as archive:
-                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-                    raise ValueError("it is compressed, which torch.save does not do")
-                names = [name for name in archive.namelist() if name.lower().endswith(".pkl")]
-                pickles: list[IO[bytes]] = [io.BytesIO(archive.read(name)) for name in names]
-        else:  # as torch wrote until 1.6: five pickles one after the other, then the numbers
-            file.seek(0)
-            pickles = [file] * 5
-        for each in pickles:
-            for opcode, argument, _ in pickletools.genops(each):
-                if opcode.name not in ("GLOBAL", "INST", "STACK_GLOBAL"):
-                    continue
-                if argument != "collections OrderedDict" and not str(argument).startswith("torch"):
-                    raise ValueError(f"it calls {argument}")
-
-
-def _is_whole(tensor: Tensor) -> bool:
-    """Whether every number of a tensor is in memory: with strides of 0 a small pickle can describe a huge tensor."""
-    dense = tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type == "cpu"
-    return dense and tensor.untyped_storage().nbytes() >= tensor.nbytes
 
 
 def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -264,14 +225,15 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
         OSError: the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with _locked(folder) as alone:
         try:
-            old = json.loads((folder / "config.json").read_bytes())
+            old = CheckpointFiles(folder).read_json("config.json") or {}
         except (OSError, ValueError):
-            old = None
-        key = "transformers_weights"
-        named = {key: old[key]} if isinstance(old, dict) and key in old else {}
+            old = {}
+        named = {name: old[name] for name in ("transformers_weights",) if name in old}
         write_atomically(folder / "config.json", to_json({**config, **named}))
+        if alone:
+            _delete_leftovers(folder, f".config.json.{UNIQUE}.tmp")
 
 
 def write_pair(
@@ -299,17 +261,20 @@ def write_pair(
 
     Raises:
         OSError: the folder cannot be written to.
+        ValueError: as `to_json`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     json_file, usual_file = (folder / name for name in names)
-    data_file = folder / f"{usual_file.stem}-{uuid4().hex}{usual_file.suffix}"
+    data_file = folder / f"{usual_file.stem}-minibert-{uuid4().hex}{usual_file.suffix}"
     unfinished = _temporary_name(usual_file) / data_file.name  # alone in a folder: safetensors writes beside it first
     with _locked(folder) as alone:
         try:
-            unfinished.parent.mkdir()
+            unfinished.parent.mkdir(0o700)
             write(unfinished)
             with unfinished.open("rb+") as file:
                 os.fsync(file.fileno())
+            if json_file.exists():
+                shutil.copymode(json_file, unfinished)
             unfinished.replace(data_file)
             write_atomically(json_file, to_json({**content, key: data_file.name}))
             shutil.copymode(json_file, data_file)  # safetensors makes its files private
@@ -322,17 +287,15 @@ def write_pair(
             if not json_file.is_file() or data_file.name.encode() not in json_file.read_bytes():
                 data_file.unlink(missing_ok=True)
         if alone:
-            _delete_leftovers(json_file, usual_file)
+            _delete_leftovers(folder, f".{json_file.name}.{UNIQUE}.tmp", f".{usual_file.name}.{UNIQUE}.tmp")
+            _delete_leftovers(folder, f"{usual_file.stem}-minibert-{UNIQUE}{usual_file.suffix}")
 
 
-def _delete_leftovers(*files: Path) -> None:
-    """Delete what killed saves of these files left beside them."""
-    unique = "[0-9a-f]" * 32
-    for file in files:
-        for name in (f"{file.stem}-{unique}{file.suffix}", f".{file.name}.{unique}.tmp"):
-            for path in file.parent.glob(name):
-                with suppress(OSError):  # the save has succeeded
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+def _delete_leftovers(folder: Path, *patterns: str) -> None:
+    """Delete what killed saves have left in a locked folder."""
+    for path in (path for pattern in patterns for path in folder.glob(pattern)):
+        with suppress(OSError):  # the save has succeeded
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
@@ -365,15 +328,23 @@ def _locked(folder: Path) -> Iterator[bool]:
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:
-    """Return a JSON object as indented UTF-8 text."""
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    """Return a JSON object as indented UTF-8 text.
+
+    Raises:
+        ValueError: the text is so long that `CheckpointFiles.read_json` would refuse it.
+    """
+    text = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    if len(text) > LARGEST_TEXT:
+        raise ValueError(f"a JSON file of {len(text)} bytes could not be read again: {LARGEST_TEXT} are the most")
+    return text
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a crash leaves the old content or the whole new content; its permissions stay."""
     temporary = _temporary_name(path)
+    mode = 0o600 if path.exists() else 0o666  # nobody may read what replaces a private file
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

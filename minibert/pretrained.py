@@ -15,11 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from .checkpoint import CheckpointFiles, read_tensors, write_checkpoint
 from .config import LABELS, DistilBertConfig, without_file_choices
-from .weights import HEAD_PREFIXES, PROJECTOR, WORDS, compare_tensors, resolve_tie, split_encoder_and_head
+from .weights import DTYPES, HEAD_PREFIXES, PROJECTOR, WORDS, compare_tensors, resolve_tie, split_encoder_and_head
 
 logger = logging.getLogger(__name__)
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class PreTrainedModel(nn.Module):

@@ -18,6 +18,7 @@ HEAD_PREFIXES = (
 )
 WORDS = "embeddings.word_embeddings.weight"
 PROJECTOR = "vocab_projector.weight"  # of the masked-LM head; usually tied to WORDS, and then not in the file
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # that a model computes in
 
 
 def split_encoder_and_head(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -43,7 +44,7 @@ def split_encoder_and_head(tensors: Mapping[str, Tensor], where: str) -> tuple[d
 
 
 def compare_tensors(found: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> list[str]:
-    """Say which tensors are missing, unexpected, of another shape, or not floating point; of many the first few."""
+    """Say which tensors are missing, unexpected, of another shape, or of no dtype in DTYPES; of many the first few."""
     problems = []
     if missing := sorted(expected.keys() - found.keys()):
         problems.append(f"missing {shorten(missing)}")
@@ -53,8 +54,8 @@ def compare_tensors(found: Mapping[str, Tensor], expected: Mapping[str, torch.Si
         tensor = found[name]
         if tensor.shape != expected[name]:
             problems.append(f"{name} is {tuple(tensor.shape)}, the config says {tuple(expected[name])}")
-        elif not tensor.is_floating_point():
-            problems.append(f"{name} is {tensor.dtype}, not floating point")
+        elif tensor.dtype not in DTYPES:
+            problems.append(f"{name} is {tensor.dtype}, not one of {', '.join(map(str, DTYPES))}")
     return problems if len(problems) <= 6 else [*problems[:6], f"and {len(problems) - 6} more"]
 
 
@@ -72,7 +73,8 @@ def resolve_tie(config: DistilBertConfig, encoder: dict[str, Tensor], head: dict
     """
     if not config.tie_word_embeddings or PROJECTOR not in head:
         return config
-    if not torch.equal(encoder.setdefault(WORDS, head[PROJECTOR]), head[PROJECTOR]):
+    words, projector = encoder.setdefault(WORDS, head[PROJECTOR]), head[PROJECTOR]
+    if words.dtype != projector.dtype or not torch.equal(words, projector):
         return replace(config, tie_word_embeddings=False)
     del head[PROJECTOR]
     return config

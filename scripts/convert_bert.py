@@ -18,6 +18,8 @@ from torch import Tensor
 
 from minibert import DistilBertConfig, DistilBertModel, DistilBertTokenizer
 from minibert.checkpoint import CheckpointFiles, read_tensors
+from minibert.cli.output import shorten
+from minibert.terminal import visible
 from minibert.weights import split_encoder_and_head
 
 CONFIG_NAMES = {
@@ -92,7 +94,7 @@ def convert_tensors(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tens
     """Rename the tensors and add the first segment to the positions.
 
     Raises:
-        ValueError: there is no table of positions or segments.
+        ValueError: there is no table of positions or segments, or the two do not fit.
     """
     converted = {}
     for stored_name, tensor in tensors.items():
@@ -105,7 +107,11 @@ def convert_tensors(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tens
             converted[name] = tensor.float()
     if not {POSITIONS, SEGMENTS} <= converted.keys():
         raise ValueError(f"{where}: {POSITIONS} and {SEGMENTS} must be in the file")
-    converted[POSITIONS] = converted[POSITIONS] + converted.pop(SEGMENTS)[0]
+    positions, segments = converted[POSITIONS], converted.pop(SEGMENTS)
+    if not (positions.ndim == segments.ndim == 2 and len(segments) and positions.shape[1] == segments.shape[1]):
+        shapes = f"{tuple(positions.shape)} and {tuple(segments.shape)}"
+        raise ValueError(f"{where}: {POSITIONS} and {SEGMENTS} have the shapes {shapes}: their rows must be as wide")
+    converted[POSITIONS] = positions + segments[0]
     return converted
 
 
@@ -118,7 +124,7 @@ def main() -> None:
     try:
         convert(arguments.source, arguments.out)
     except (OSError, ValueError) as error:
-        sys.exit(f"convert_bert: {error}")
+        sys.exit(f"convert_bert: {visible(shorten(str(error)))}")
     print(f"{arguments.out}: a DistilBERT checkpoint. Give it single texts: the embedding of a second segment is lost")
 
 

@@ -13,17 +13,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import fsspec
 from fsspec.utils import infer_compression
 
+from minibert.cli.arguments import LONGEST  # bytes of a line, or of a row of CSV over several lines
 from minibert.cli.output import shorten
 
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "text", ".parquet": "parquet"}
-LONGEST = 4 * 2**20  # bytes of a line, as on minibert's command line
 MARKS = ("etag", "mtime", "lastmodified", "last_modified", "updated", "created")
 EMPTY, TOO_LONG = "the line is empty", f"the line has more than {LONGEST >> 20} MiB"
+
+csv.field_size_limit(LONGEST)
 
 
 class InputError(Exception):
@@ -148,20 +150,45 @@ def split_lines(file: BinaryIO) -> Iterator[bytes]:
         mark = b""
 
 
+class CsvReader:
+    """The rows of a CSV or TSV file, of at most LONGEST bytes each; TSV has no quotes.
+
+    After a csv.Error it goes on with the next line.
+
+    Args:
+        lines: as `split_lines` yields them. What is not UTF-8 becomes a lone surrogate, which the tokenizer refuses.
+        kind: "csv" or "tsv".
+    """
+
+    def __init__(self, lines: Iterator[bytes], kind: str) -> None:
+        style: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
+        self._reader = csv.reader(map(self._decode, lines), strict=True, **style)
+        self.line_number = 0  # of the last line read
+        self._size = 0  # bytes of the row so far
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> list[str]:
+        self._size = 0
+        return next(self._reader)
+
+    def _decode(self, line: bytes) -> str:
+        self.line_number += 1
+        self._size += len(line)
+        if len(line) > LONGEST:
+            raise csv.Error(TOO_LONG)
+        if self._size > LONGEST:
+            raise csv.Error(f"the row has more than {LONGEST >> 20} MiB: is a quotation mark not closed?")
+        return line.decode("utf-8", "surrogateescape")
+
+
 def read_csv(lines: Iterator[bytes], kind: str, columns: list[str]) -> Iterator[dict[str, str] | ValueError]:
-    """Yield a dict for each row, or an error. In CSV a field in quotes may hold newlines; TSV has no quotes.
+    """Yield a dict for each row, or an error. In CSV a field in quotes may hold newlines.
 
     So an opening quotation mark without a closing one takes the rows up to the next mark (at most 4 MiB) as one error.
     """
-
-    def decode(line: bytes) -> str:
-        if len(line) > LONGEST:
-            raise csv.Error(TOO_LONG)
-        return line.decode("utf-8", "surrogateescape")  # the tokenizer refuses what is not UTF-8
-
-    csv.field_size_limit(LONGEST)
-    style: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
-    rows = csv.reader(map(decode, lines), strict=True, **style)
+    rows = CsvReader(lines, kind)
     header = next(rows, columns)  # an empty file has no rows
     check_columns(columns, header)
     while True:

@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from corpus_inputs import TOO_LONG, CsvReader, split_lines
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from minibert import DistilBertTokenizer
+from minibert.cli.arguments import LONGEST
+from minibert.cli.output import shorten
 from minibert.heads import IGNORE
 
-csv.field_size_limit(2**22)  # characters; without a limit a quotation mark that is never closed takes the whole file
-DIALECTS: dict[str, dict[str, Any]] = {
-    ".csv": {"strict": True},
-    ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},  # in TSV a quotation mark is a character like any other
-}
 SHOWN = 5  # bad lines that an error names
 
 
@@ -82,7 +80,7 @@ def read_file(
         try:
             good.append(encode(number, content, columns, tokenizer, max_length))
         except ValueError as error:
-            bad.append(f"line {number}: {error}")
+            bad.append(shorten(f"line {number}: {error}"))
     shown = "; ".join(bad[:SHOWN]) + f"; and {len(bad) - SHOWN} more" * (len(bad) > SHOWN)
     if bad and not skip_bad:
         raise ValueError(f"{path}: {len(bad)} bad lines: {shown}. Mend them, or leave them out with --skip-bad")
@@ -96,19 +94,21 @@ def read_file(
 
 def read_lines(path: Path, columns: Columns) -> Iterator[tuple[int, Any]]:
     """Yield the number of each line that is not empty, from 1, and its columns as a dict, or an error."""
-    # A byte that is not UTF-8 becomes a lone surrogate, which `encode` refuses with the number of its line.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with path.open("rb") as file:
         if path.suffix == ".jsonl":
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(split_lines(file), 1):
                 try:
-                    if line.strip():
-                        yield number, json.loads(line)
+                    if len(line) > LONGEST:
+                        yield number, ValueError(TOO_LONG)
+                    elif line.strip():
+                        # A byte that is not UTF-8 becomes a lone surrogate, which `encode` refuses.
+                        yield number, json.loads(line.decode("utf-8", "surrogateescape"))
                 except (ValueError, RecursionError) as error:
                     yield number, ValueError(f"not JSON ({error})")
             return
-        if path.suffix not in DIALECTS:
+        if path.suffix not in (".csv", ".tsv"):
             raise ValueError(f"{path}: the name must end in .jsonl, .csv or .tsv")
-        reader = csv.reader(file, **DIALECTS[path.suffix])
+        reader = CsvReader(split_lines(file), path.suffix[1:])
         try:
             header = next(reader)
         except StopIteration:
@@ -119,7 +119,7 @@ def read_lines(path: Path, columns: Columns) -> Iterator[tuple[int, Any]]:
             if header.count(name) != 1:
                 how = "no column" if name not in header else "more than one column"
                 raise ValueError(f"{path}: {how} {name!r} among {header}: see --text, --pair, --label")
-        number = reader.line_num + 1
+        number = reader.line_number + 1
         while True:
             try:
                 if fields := next(reader):
@@ -127,12 +127,13 @@ def read_lines(path: Path, columns: Columns) -> Iterator[tuple[int, Any]]:
             except StopIteration:
                 return
             except (csv.Error, ValueError) as error:
-                if reader.line_num > number:  # all these lines are one row: skipping it would lose good ones
+                if reader.line_number > number:  # all these lines are one row: skipping it would lose good ones
                     raise ValueError(
-                        f"{path}: lines {number} to {reader.line_num} are one bad row: is a quotation mark not closed?"
+                        f"{path}: lines {number} to {reader.line_number} are one bad row: is a quotation mark not "
+                        f"closed?"
                     ) from None
                 yield number, ValueError(str(error) if isinstance(error, csv.Error) else f"not {len(header)} columns")
-            number = reader.line_num + 1
+            number = reader.line_number + 1
 
 
 def encode(number: int, content: Any, columns: Columns, tokenizer: DistilBertTokenizer, max_length: int) -> Line:

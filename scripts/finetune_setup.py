@@ -35,6 +35,8 @@ TASKS: dict[str, type[ModelWithHead]] = {
     TOKEN: DistilBertForTokenClassification,
     MASKED_LM: DistilBertForMaskedLM,
 }
+MOST_WEIGHTS = 10**9  # that --config may ask for; AdamW takes 16 bytes for each, and a file may name any size
+MOST_LABELS = 1000  # of --eval: the confusions of L labels are L * L numbers in each line of the metrics
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 # A resumed run may have other values of these: they change no bit of the weights, or `describe` says more about them.
 FREE = {"out", "resume", "train", "eval", "checkpoint_every", "plot", "device", "threads", "fsdp"}
@@ -253,7 +255,8 @@ def load_data(args: Namespace) -> tuple[DistilBertTokenizer, DistilBertConfig, l
 
     Raises:
         OSError: a file cannot be read.
-        ValueError: see `load_config`, `read_file`; fewer than two labels; a label that only --eval has.
+        ValueError: see `load_config`, `read_file`; fewer than two labels, or with --eval too many; a label that only
+            --eval has.
     """
     tokenizer = DistilBertTokenizer.from_pretrained(args.tokenizer or args.model)
     config = load_config(args, tokenizer)
@@ -273,6 +276,11 @@ def load_data(args: Namespace) -> tuple[DistilBertTokenizer, DistilBertConfig, l
     if args.label is not None:
         if len(labels) < 2:
             raise ValueError(f"{args.train}: all rows have the label {', '.join(labels)}: there is nothing to learn")
+        if args.eval and len(labels) > MOST_LABELS:
+            raise ValueError(
+                f"{args.train}: {len(labels)} labels, but an evaluation counts the confusions of {MOST_LABELS} at "
+                f"most: train without --eval, or see --label"
+            )
         if set(labels) == set(config.id2label.values()):
             labels = [config.id2label[i] for i in range(len(labels))]  # in the order of the checkpoint's head
         else:
@@ -298,7 +306,7 @@ def load_config(args: Namespace, tokenizer: DistilBertTokenizer) -> DistilBertCo
             content = json.loads(args.config.read_text("utf-8"))
             fitting = {"model_type": "distilbert", "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
             config = DistilBertConfig.from_dict(fitting | content)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{args.config}: not a config ({error})") from None
     known = {field.name for field in fields(config)} | ALIASES.keys()
     if unknown := [name for name, _ in args.set if name not in known]:
@@ -310,7 +318,16 @@ def load_config(args: Namespace, tokenizer: DistilBertTokenizer) -> DistilBertCo
 
 
 def load_model(args: Namespace, config: DistilBertConfig, device: torch.device) -> ModelWithHead:
-    """Return the model with its first weights: those of the checkpoint, or random ones from the seed."""
+    """Return the model with its first weights: those of the checkpoint, or random ones from the seed.
+
+    Raises:
+        OSError, ValueError: as `from_pretrained` of the model; --config asks for too many weights.
+    """
+    if args.config is not None:
+        with torch.device("meta"):  # shapes without memory
+            n_weights = sum(weight.numel() for weight in TASKS[args.task](config).parameters())
+        if n_weights > MOST_WEIGHTS:
+            raise ValueError(f"{args.config}: a model of {n_weights:,} weights, {MOST_WEIGHTS:,} are the most")
     torch.manual_seed(seed_of(args.seed, "weights"))
     if args.config is not None:
         model = TASKS[args.task](config)

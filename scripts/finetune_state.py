@@ -151,7 +151,8 @@ class Checkpoints:
                     f"give the same again, or another --out"
                 )
         if saved["machine"] != self.about["machine"]:
-            say(f"begun on {saved['machine']}, now {self.about['machine']}: the last bits of the weights may differ")
+            begun = f"begun on {saved['machine']:.200}"
+            say(f"{begun}, now {self.about['machine']}: the last bits of the weights may differ")
 
     def _collect(self) -> dict[str, Tensor]:
         """Return weights, averaged weights and the optimizer's moments; what processes hold in parts is gathered."""
@@ -228,9 +229,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["about"])
-            Place(**about["place"])
+            place = asdict(Place(**about["place"]))
+            best = place.pop("best")
+            if not (all(type(value) is int for value in place.values()) and isinstance(best, int | float | None)):
+                raise ValueError(f"its place is {about['place']!r:.200}")
+            if not (isinstance(about["same"], dict) and isinstance(about["machine"], str)):
+                raise ValueError("it does not say how it was made")
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 - it is not a dict
-    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+    except (SafetensorError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a checkpoint of finetune.py ({error}): train anew into another --out") from None
 
 

@@ -163,7 +163,7 @@ def as_given(mask):
     ("dtype", "tolerance"),
     [(torch.float64, 1e-9), (torch.float32, 1e-4), (torch.float16, 1e-2), (torch.bfloat16, 1e-1), (torch.int64, 0)],
 )
-def test_what_is_rounding_depends_on_the_dtype(dtype, tolerance):
+def test_what_is_rounding_depends_on_the_dtype(dtype, tolerance):  # TOLERANCE
     for number in (0.9 * tolerance, 1.1 * tolerance or 1):
         report = audit(moved_by(number, lambda mask: mask.shape[1] == 7, dtype), batch())
         assert report.findings == (["length matters"] if number > tolerance else [])
@@ -264,7 +264,7 @@ def test_the_seed_says_which_ids():
     ("whole", "is_sum"),
     [
         ([0.5, 0.5], True),
-        ([0.75, 0.5], True),  # 10 times eps of the largest number
+        ([0.75, 0.5], True),  # ROUNDING: 10 times eps of the largest number
         ([0.5, 0.25], True),
         ([0.755, 0.5], False),
         ([0.5, 0.245], False),

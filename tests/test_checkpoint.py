@@ -231,7 +231,7 @@ def test_everything_that_does_not_match_is_named_at_once(tmp_path):
         "missing ['classifier.bias', 'pre_classifier.weight']",
         "unexpected ['pre_classifier.weights']",
         "classifier.weight is (1, 32), the config says (2, 32)",
-        "pre_classifier.bias is torch.int64, not floating point",
+        "pre_classifier.bias is torch.int64, not one of torch.float32, ",
     ):
         assert complaint in str(error.value)
 
@@ -366,3 +366,15 @@ def test_the_warning_of_an_unknown_keyword_names_the_line_of_the_caller(tmp_path
     with pytest.warns(UserWarning, match="DistilBERT has no use_cache") as more:
         DistilBertConfig(use_cache=True)
     assert {warning.filename for warning in (*record, *more)} == {__file__}
+
+
+def test_a_dtype_that_no_model_computes_in_is_refused(tmp_path):
+    saved(tmp_path, "DistilBertForMaskedLM")
+    projector = load_file(tmp_path / WEIGHTS)[WORDS].to(torch.float8_e4m3fn)
+    write_tensors(load_file(tmp_path / WEIGHTS) | {PROJECTOR: projector}, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=r"vocab_projector.weight is torch.float8_e4m3fn, not one of torch.float32, "):
+        minibert.DistilBertForMaskedLM.from_pretrained(tmp_path)
+    write_tensors(load_file(tmp_path / WEIGHTS) | {PROJECTOR: projector.double()}, tmp_path / WEIGHTS)
+    loaded = minibert.DistilBertForMaskedLM.from_pretrained(tmp_path)
+    assert not loaded.config.tie_word_embeddings
+    assert torch.equal(loaded.vocab_projector.weight, projector.float())

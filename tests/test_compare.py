@@ -354,7 +354,7 @@ def test_a_checkpoint_agrees_with_the_oracle(tmp_path, head):
     assert [c.padded for c in found.comparisons] == [3, 23, 30, 3]  # lengths 4 1; 16 8 1; 16 11 6 1; 8 11
 
 
-def test_a_checkpoint_is_compared_on_batches_of_up_to_64_tokens(tmp_path):
+def test_a_checkpoint_is_compared_on_batches_of_up_to_64_tokens(tmp_path):  # RANDOM_BATCHES
     model(n_layers=1, max_position_embeddings=80).save_pretrained(tmp_path)
     found = compare_checkpoint(tmp_path, against=["oracle"])
     assert [c.shape for c in found.comparisons] == [(2, 4), (3, 16), (4, 64)]  # and no sentences without a tokenizer
@@ -374,6 +374,14 @@ def test_a_checkpoint_agrees_with_transformers_own_reading_of_it(tmp_path, head)
     assert found.ok
     assert [c.verdict for c in found.comparisons[:3]] == ["equal bit for bit"] * 3
     assert json.loads(json.dumps(found.to_dict()))["ok"]
+
+
+@pytest.mark.reference
+def test_a_checkpoint_in_half_precision_is_compared_in_float32(tmp_path):
+    pytest.importorskip("transformers")
+    model().bfloat16().save_pretrained(tmp_path)
+    found = compare_checkpoint(tmp_path, against=["transformers"])
+    assert [(c.dtype, c.verdict) for c in found.comparisons] == [("float32", "equal bit for bit")] * 3
 
 
 @pytest.mark.reference

@@ -1,5 +1,6 @@
 """scripts/convert_bert.py: a BERT of one segment is a DistilBERT of the same hidden states."""
 
+import json
 import runpy
 import subprocess
 import sys
@@ -23,6 +24,7 @@ SIZES = {
     "max_position_embeddings": 16,
 }
 convert = runpy.run_path(str(SCRIPT))["convert"]
+POSITIONS, SEGMENTS = (f"embeddings.{name}_embeddings.weight" for name in ("position", "token_type"))
 
 pytestmark = pytest.mark.reference
 
@@ -111,8 +113,12 @@ def test_what_differs_in_more_than_names_is_refused(tmp_path, bert, fields, mess
             r"missing \['transformer.layer.0.attention.q",
         ),
         (lambda t: {name: x for name, x in t.items() if "token_type" not in name}, "must be in the file"),
+        (lambda t: t | {POSITIONS: torch.zeros(4, 5)}, r"have the shapes \(4, 5\) and \(2, 32\): their rows must"),
+        (lambda t: t | {SEGMENTS: torch.zeros(2, 4)}, r"have the shapes \(16, 32\) and \(2, 4\)"),
+        (lambda t: t | {SEGMENTS: torch.zeros(0, 32)}, r"have the shapes \(16, 32\) and \(0, 32\)"),
+        (lambda t: t | {SEGMENTS: torch.zeros(32)}, r"have the shapes \(16, 32\) and \(32,\)"),
     ],
-    ids=["more", "less", "no segments"],
+    ids=["more", "less", "no segments", "positions", "segments", "no rows", "one row"],
 )
 def test_tensors_that_are_not_berts_are_refused(tmp_path, bert, change, message):
     path = tmp_path / "bert" / "model.safetensors"
@@ -125,6 +131,18 @@ def test_a_folder_without_a_config_is_refused_on_one_line(tmp_path):
     done = subprocess.run([sys.executable, SCRIPT, tmp_path, tmp_path / "out"], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == f"convert_bert: {tmp_path}: no config.json in it\n"
+
+
+def test_an_error_is_short_and_does_not_control_the_terminal(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    tensors = {"encoder.layer.0.\x1b[31mHACK\n" + "a" * 10_000: torch.zeros(1)}
+    tensors |= {POSITIONS: torch.zeros(1, 1), SEGMENTS: torch.zeros(1, 1)}
+    write_tensors(tensors, tmp_path / "model.safetensors")
+    done = subprocess.run([sys.executable, SCRIPT, tmp_path, tmp_path / "out"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "HACK" in done.stderr
+    assert done.stderr.removesuffix("\n").isprintable()
+    assert len(done.stderr) < 600
 
 
 def test_a_checkpoint_is_not_replaced_by_its_own_conversion(tmp_path, bert):

@@ -281,6 +281,17 @@ def test_a_csv_line_that_is_too_long_takes_no_other_row(checkpoint, tmp_path):
     assert [record["id"] for record in good if "label" in record] == ["2", "3"]
 
 
+def test_a_csv_row_over_many_lines_has_at_most_4_mib(checkpoint, tmp_path):
+    (tmp_path / "a.csv").write_text('id,text\n1,"' + 'day\n","' * 600_000 + 'day"\n2,a nice day\n')
+    assert run(checkpoint, tmp_path / "a.csv", "-o", tmp_path / "out", "--id-column", "id") == 0
+    first, *others, last = records(tmp_path / "out")
+    assert first["error"] == "not a row of CSV (the row has more than 4 MiB: is a quotation mark not closed?)"
+    assert others
+    assert all("error" in record for record in others)
+    assert last["id"] == "2"
+    assert "label" in last
+
+
 def test_a_text_with_an_error_is_not_kept(checkpoint):
     corpus, inputs = importlib.import_module("corpus"), importlib.import_module("corpus_inputs")
     lines = [inputs.Line(1, text="day " * 100), inputs.Line(2, text="a nice day")]

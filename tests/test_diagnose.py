@@ -12,6 +12,9 @@ from minibert.study import capture, diagnose
 from minibert.study.audit import errors
 from minibert.study.compare import OUTPUTS, real_positions
 from minibert.study.diagnose import (
+    LEAST_EPS,
+    ROUNDING,
+    VISIBLE,
     Diagnosis,
     GivenValue,
     Pair,
@@ -356,6 +359,7 @@ def test_values_differ_where_they_are_further_apart_than_rounding_may_bring_them
 def test_a_mistake_shows_if_it_moves_values_by_more_than_three_times_the_rounding():
     right, real = values(0.0, 0.25), torch.tensor([[True]])
     runs = {"seen": values(0.7501, 0.25), "unseen": values(0.75, 0.25), "other": values(1.0, 0.25)}
+    assert VISIBLE == 3
     assert judge(right, runs, values(0.25), ["x"], real) == ([], ["unseen"])
     assert judge(right, runs, values(0.7), ["x"], real) == (["seen"], ["unseen"])
     assert judge(right, runs, values(0.8), ["x"], real) == (["seen", "other"], ["unseen"])
@@ -374,6 +378,7 @@ def test_eight_times_the_models_own_rounding_and_eight_times_eps_are_rounding(cl
         low, double = read_run(right, inputs), read_run(exact, inputs)
         given = Pair(right, exact, 0.5).run(inputs)
     assert list(ran.values) == list(low)
+    assert (ROUNDING, LEAST_EPS) == (8, 8)
     eps, least = torch.finfo(torch.float32).eps, torch.finfo(torch.float32).min
     for name, value in low.items():
         rounding = errors(value.clamp(min=least), double[name].clamp(min=least)).max().item()
@@ -411,6 +416,11 @@ def test_no_rounding_at_all_may_be_asked_for(classifier):
         ({"distilbert.classifier": 1}, "computes no 'distilbert.classifier' for these inputs: did you mean classifier"),
         ({"pre_clasifier": 1}, "computes no 'pre_clasifier' for these inputs: did you mean pre_classifier"),
         ({}, "no value is given"),
+        (
+            {"logits": torch.zeros(3, 2).to(torch.float8_e4m3fn)},
+            r"a value has the dtype torch.float8_e4m3fn: give it as one of torch.float16, .*, torch.float64$",
+        ),
+        (torch.zeros(3, 2, dtype=torch.complex64), r"a value has the dtype torch.complex64: give it as one of"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(classifier, theirs, message):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minibert import DistilBertForSequenceClassification, DistilBertTokenizer
+from minibert import DEMO, DistilBertForSequenceClassification, DistilBertTokenizer
 from minibert.pipeline import MaskFiller, TextClassifier, TokenClassifier
 
 from .finetuning import LEARNS_FAST, SCRIPTS, module, results, save_model, write_reviews, write_tags
@@ -310,6 +310,34 @@ def test_bad_lines_are_reported_by_number_or_left_out(tmp_path, model, name, con
     assert error in remark
 
 
+@pytest.mark.parametrize(
+    ("name", "start", "end"), [("a.jsonl", '{"text": "', '", "label": 1}'), ("a.tsv", "", "\t1"), ("a.csv", '"', '",1')]
+)
+def test_a_line_of_more_than_4_mib_is_a_bad_line(tmp_path, model, name, start, end):
+    header = [] if name == "a.jsonl" else ["text\tlabel" if name == "a.tsv" else "text,label"]
+    lines = header + [f"{start}{text}{end}" for text in ("nice", "day " * 2**20, "day " * 2**21, "nice")]
+    (tmp_path / name).write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="2 bad lines: ") as refused:
+        read(tmp_path / name, tmp_path, model)
+    numbers = [number for number, line in enumerate(lines, 1) if len(line) > 2**22]
+    assert all(f"line {number}: the line has more than 4 MiB" in str(refused.value) for number in numbers)
+    good, _ = read(tmp_path / name, tmp_path, model, skip_bad=True)
+    assert [line.number for line in good] == [numbers[0] - 1, numbers[-1] + 1]
+
+
+def test_a_row_over_many_lines_ends_the_reading_after_4_mib(tmp_path, model):
+    (tmp_path / "a.csv").write_text('text,label\nnice,1\n"' + 'day\n","' * 1_000_000)
+    with pytest.raises(ValueError, match=r"lines 3 to 599\d\d\d are one bad row: is a quotation mark not closed"):
+        read(tmp_path / "a.csv", tmp_path, model, skip_bad=True)
+
+
+def test_the_error_of_a_line_is_short(tmp_path, model):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"a" * 100_000: "nice"}))
+    with pytest.raises(ValueError, match="no 'text', only 'aaa") as refused:
+        read(tmp_path / "a.jsonl", tmp_path, model)
+    assert len(str(refused.value)) < 1000
+
+
 def test_words_and_labels_of_other_numbers_are_a_bad_line(tmp_path, model):
     (tmp_path / "a.jsonl").write_text('{"text": ["a", "day"], "label": ["O"]}')
     with pytest.raises(ValueError, match="line 1: 2 words need as many labels"):
@@ -393,6 +421,37 @@ def test_a_config_that_cannot_be_is_refused(train, reviews, setting):
     assert setting.partition("=")[0] in printed
 
 
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ("[" * 100_000, "not a config (maximum recursion depth exceeded"),
+        ('{"dim": 1000000, "n_heads": 1, "hidden_dim": 1000000}', "weights, 1,000,000,000 are the most"),
+        (
+            '{"dim": 100000, "n_heads": 1, "max_position_embeddings": 1000000, "sinusoidal_pos_embds": true}',
+            "weights, 1,000,000,000 are the most",
+        ),
+    ],
+)
+def test_a_config_file_that_asks_for_too_much_ends_in_one_line(tmp_path, capsys, reviews, content, error):
+    (tmp_path / "sizes.json").write_text(content)
+    files = {"--config": tmp_path / "sizes.json", "--tokenizer": DEMO, "--train": reviews, "--out": tmp_path / "out"}
+    status = finetune.main(["sequence", *(str(part) for item in files.items() for part in item)])
+    printed = capsys.readouterr().err
+    assert status == 2
+    assert error in printed
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_labels_than_an_evaluation_counts_are_refused(train, tmp_path):
+    (tmp_path / "a.tsv").write_text("text\tlabel\n" + "".join(f"nice\t{i}\n" for i in range(1001)))
+    arguments = ("--train", tmp_path / "a.tsv", "--eval", tmp_path / "a.tsv")
+    status, printed = train(*arguments)
+    assert status == 2
+    assert "1001 labels, but an evaluation counts the confusions of 1000 at most: train without --eval" in printed
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_with_files_is_refused_without_resume_and_with_it_too_if_it_has_no_checkpoint(
     train, tmp_path, reviews
 ):
@@ -431,6 +490,33 @@ def test_a_damaged_checkpoint_is_refused(train, tmp_path, reviews):
     status, printed = train("--train", reviews, "--resume")
     assert status == 2
     assert "not a checkpoint of finetune.py" in printed
+
+
+PLACE = {"epoch": 1, "best": 0.5}
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"place": PLACE},
+        {"place": PLACE, "same": {}, "machine": None},
+        {"place": PLACE, "same": [], "machine": ""},
+        {"place": {"step": 0.5}, "same": {}, "machine": ""},
+        {"place": {"best": "1"}, "same": {}, "machine": ""},
+        {"place": {"no_such_field": 1}, "same": {}, "machine": ""},
+        {"same": {}, "machine": ""},
+        [],
+        None,
+    ],
+)
+def test_a_checkpoint_that_says_something_else_of_itself_is_refused(train, tmp_path, reviews, about):
+    (tmp_path / "out").mkdir()
+    text = "[" * 100_000 if about is None else json.dumps(about)
+    save_file({"a": torch.zeros(1)}, tmp_path / "out" / "checkpoint.safetensors", {"about": text})
+    status, printed = train("--train", reviews, "--resume")
+    assert status == 2
+    assert "not a checkpoint of finetune.py" in printed
+    assert printed.count("\n") == 1
 
 
 def test_a_metrics_file_that_lost_lines_is_refused(train, tmp_path, reviews):

@@ -231,6 +231,7 @@ def tokenizers():
         "a nice day, nice days xnice day\u0301 nice day² nice day\u200d nice day",
     ]
     texts += ["a<*>(+)b <*>( +)", "e" * 100, "ΟΔΟΣ", "a\u08d4\u302e", "ÉE éé eÉE \u0301ÉE aniceday 漢字漢"]
+    texts += ["ÉE_ ée _ _ÉE ÉE\ufe33"]
     yield DistilBertTokenizer.from_pretrained(DEMO), [*WRITTEN, *random_texts(400)]
     for settings in (
         {},
@@ -290,7 +291,8 @@ MUTANTS = [
     ('Array.from(text, char => this.lower(char)).join("")', "text.toLowerCase()"),
     ('run => run.normalize("NFD")', "run => run"),
     ("sort((a, b) => [...b].length - [...a].length)", "sort()"),
-    ("inWord.test(before) || ", ""),
+    ("[before.at(-1), after[0], ...marks]", "[after[0], ...marks]"),
+    ("[before.at(-2), after[1]]", "[before.at(-2)]"),
 ]
 
 

@@ -207,6 +207,7 @@ def test_which_projection_makes_q_k_and_v(name, of):
 
 def test_pad_is_zero_and_no_other_word():
     original = model(pad_token_id=3)
+    original.embeddings.word_embeddings.weight.data[3] = 1.0  # 0 in a fresh model
     right, wrong = (m.embeddings.word_embeddings.weight for m in (original, mistaken(original, "[PAD] as zero")))
     assert [row for row in range(50) if not torch.equal(right[row], wrong[row])] == [3]
     assert (wrong[3] == 0).all()
@@ -249,22 +250,18 @@ def test_which_layers_are_left(name, layers):
     assert all(block.ffn.lin1.weight is weight for block, weight in zip(blocks, expected, strict=True))
 
 
+def softmax(x):
+    return x.exp() / x.exp().sum(-1, keepdim=True)
+
+
 @pytest.mark.parametrize(
     ("head", "name", "expected"),
     [
-        (CLASSIFIER, "softmax of the logits", lambda x: x.exp() / x.exp().sum(-1, keepdim=True)),
+        (CLASSIFIER, "softmax of the logits", softmax),
         (CLASSIFIER, "labels in reverse order", lambda x: x[:, [1, 0]]),
         ("DistilBertForTokenClassification", "labels in reverse order", lambda x: x[:, :, [1, 0]]),
-        (
-            "DistilBertForTokenClassification",
-            "softmax of the logits",
-            lambda x: x.exp() / x.exp().sum(-1, keepdim=True),
-        ),
-        (
-            "DistilBertForMultipleChoice",
-            "choices dealt by column",
-            lambda x: x.flatten()[[0, 3, 1, 4, 2, 5]].view(3, 2),
-        ),
+        ("DistilBertForTokenClassification", "softmax of the logits", softmax),
+        ("DistilBertForMultipleChoice", "choices dealt by column", lambda x: x.view(-1)[[0, 3, 1, 4, 2, 5]].view(3, 2)),
     ],
 )
 def test_which_logits_are_returned(head, name, expected):

@@ -799,6 +799,8 @@ def test_a_batch_that_shows_nothing_is_refused(make, wrong, says):
     ("make", "says"),
     [
         (lambda: pad_mass(model().train(), batch()), "training mode, .*: call model.eval"),
+        (lambda: read_batch(model(), {"input_ids": IDS, "attention_mask": MASK * 2}), "only 0 .* and 1 .*, got 2"),
+        (lambda: read_batch(model(), {"input_ids": IDS, "attention_mask": MASK * 0}), "is all 0"),
         (lambda: padding_drift(model(), TOKENIZER, ["a day", "a ."]), "nothing is padded: all rows have 4 tokens"),
         (lambda: left_padding(model(), TOKENIZER, ["a day"]), "nothing is padded"),
         (lambda: precision_ladder(model(), batch(), [torch.int8]), r"float16, got \[torch.int8\]"),

@@ -166,11 +166,12 @@ def test_batches_are_planned_in_order():
         ({"num_labels": 2}, [[0.25, 0.75]]),
         ({"num_labels": 2, "problem_type": "multi_label_classification"}, [[0.5, 0.75]]),
         ({"num_labels": 2, "problem_type": "regression"}, [[0.0, 1.0986123]]),
+        ({"num_labels": 1}, [[0.5], [0.75]]),
     ],
     ids=str,
 )
 def test_scores_are_probabilities_or_the_logits_themselves(config, scores):
-    logits = torch.tensor([[0.0, 1.0986123]])  # ln 3
+    logits = torch.tensor([0.0, 1.0986123]).view(-1, config["num_labels"])  # ln 3
     assert torch.allclose(label_scores(minibert.DistilBertConfig(**config), logits), torch.tensor(scores))
 
 
@@ -312,6 +313,55 @@ def test_a_long_text_is_cut_with_truncation_and_the_log_says_so(checkpoints, cap
     assert torch.equal(cut, short)
 
 
+@each_task
+def test_without_arguments_the_limits_are_those_of_the_docstring(tmp_path, task):
+    pipeline = task(saved(tmp_path, TASKS[task], positions=600))
+    assert (pipeline.max_length, pipeline.batch_tokens) == (384 if task is QuestionAnswerer else 512, 1024)
+    words = ["ada"] * 800
+    if task is TokenClassifier:
+        encoding = pipeline.encode(" ".join(words))
+        starts = [encoding.word_ids(i)[1] for i in range(len(encoding.input_ids))]
+        assert starts == [0, 510 - 128]
+    if task is QuestionAnswerer:
+        encoding = pipeline.encode(("who?", " ".join(words)))
+        starts = [encoding.word_ids(i)[encoding.sequence_ids(i).index(1)] for i in range(len(encoding.input_ids))]
+        window = 384 - 5  # [CLS] who ? [SEP] … [SEP]
+        assert starts == [0, window - 128, 2 * (window - 128)]
+        (answers,) = pipeline([("who?", " ".join(words[:40]))])
+        (all_answers,) = task(tmp_path, top_k=10**6)([("who?", " ".join(words[:40]))])
+        assert answers == all_answers[:1]
+        assert {len(answer.text.split()) for answer in all_answers} == set(range(1, 16))
+        assert len(all_answers) == sum(41 - length for length in range(1, 16))
+    if task is MaskFiller:
+        assert [len(ranked) for ranked in next(pipeline(["[MASK] and [MASK]"]))] == [5, 5]
+
+
+def test_the_limit_of_the_tokenizer_holds_too(tmp_path):
+    folder = saved(tmp_path, TASKS[TokenClassifier])
+    tokenizer = minibert.DistilBertTokenizer.from_pretrained(folder)
+    for of_tokenizer, of_pipeline in ((20, 20), (None, 48)):
+        tokenizer.model_max_length = of_tokenizer
+        tokenizer.save_pretrained(folder)
+        assert TokenClassifier(folder).max_length == of_pipeline
+    for given, overlap in ((3, 0), (9, 3), (10, 4), (512, 23)):
+        assert TokenClassifier(folder, max_length=given).overlap == overlap
+
+
+def test_the_smallest_limits(checkpoints):
+    pipeline = Embedder(checkpoints[Embedder], max_length=3, batch_tokens=1)
+    assert len(list(pipeline(["ada", "born"]))) == 2
+    answerer = QuestionAnswerer(checkpoints[QuestionAnswerer], max_length=6, max_answer_length=1, top_k=9)
+    assert answerer.encode(("who?", "ada was")).input_ids == [  # one token of the context in each window
+        answerer.tokenizer.encode("who?", word) for word in ("ada", "was")
+    ]
+    (answers,) = answerer([("who?", "ada was")])
+    assert {answer.text for answer in answers} == {"ada", "was"}
+    with pytest.raises(ValueError, match="no room for the context in a window of 5 tokens"):
+        list(QuestionAnswerer(checkpoints[QuestionAnswerer], max_length=5)([("who?", "ada")]))
+    ((ranked,),) = MaskFiller(checkpoints[MaskFiller], top_k=1)(["[MASK]"])
+    assert len(ranked) == 1
+
+
 @pytest.mark.parametrize(
     ("task", "options", "texts", "says"),
     [
@@ -330,7 +380,7 @@ def test_a_long_text_is_cut_with_truncation_and_the_log_says_so(checkpoints, cap
         (TextClassifier, {}, ["ada", ["ada", "love"]], "text 2: expected a str, got list"),
         (TokenClassifier, {}, [("ada", "love")], "text 1: expected a str, got tuple"),
         (TokenClassifier, {}, [None], "text 1: expected a str, got NoneType"),
-        (TextClassifier, {"max_length": 0}, [], "max_length must be at least 3, got 0"),
+        (TextClassifier, {"max_length": 2}, [], "max_length must be at least 3, got 2"),
         (QuestionAnswerer, {}, [("ada " * 45, "ada")], "text 1: the question leaves no room .* window of 48 tokens"),
         (Embedder, {"pooling": "max"}, [], "pooling must be 'mean' or 'cls', got 'max'"),
     ],

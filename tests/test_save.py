@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -151,11 +152,12 @@ def test_a_first_save_killed_at_any_step_leaves_nothing_or_the_whole(tmp_path, o
 def test_a_save_deletes_what_killed_saves_left_and_nothing_else(tmp_path, old_and_new):
     old, new = old_and_new
     mine = ["model-00001-of-00002.safetensors", ".mine.tmp", "model-mine.safetensors"]
+    mine += [name.replace(".", f"-{'0' * 32}.") for name in ("config.json", "model.safetensors", "vocab.txt")]
     for name in mine:
         (old / name).write_text("mine")
     (folder, *_) = killed_saves("every-step", old, new, tmp_path / "out")
     left = [path for path in (tmp_path / "out").glob("*/*") if not (old / path.name).exists()]
-    assert any(path.name.startswith("model-") for path in left)
+    assert any(path.name.startswith("model-minibert-") for path in left)
     assert any(path.name.startswith(".config.json.") for path in left)
     assert any(path.is_dir() for path in left)
     for path in left:
@@ -263,10 +265,10 @@ def test_loading_a_tokenizer_while_another_process_saves_never_mixes_two(tmp_pat
 def test_only_a_killed_save_makes_tokenizer_config_name_the_vocabulary(tmp_path, old_and_new_tokenizers):
     old, new = old_and_new_tokenizers
     config = json.loads((new / "tokenizer_config.json").read_text())
-    for name in (str(old / "vocab.txt"), "../old/vocab.txt", 3, None, "", "vocab.txt", f"vocab-{'0' * 31}/.txt"):
+    for name in (str(old / "vocab.txt"), "../old/vocab.txt", 3, None, "", "vocab.txt", f"vocab-{'0' * 32}.txt"):
         (new / "tokenizer_config.json").write_text(json.dumps(config | {"vocab_file": name}))
         assert which_tokenizer(new) == "new"
-    (new / "tokenizer_config.json").write_text(json.dumps(config | {"vocab_file": f"vocab-{'0' * 32}.txt"}))
+    (new / "tokenizer_config.json").write_text(json.dumps(config | {"vocab_file": f"vocab-minibert-{'0' * 32}.txt"}))
     with pytest.raises(OSError, match="it has no tokenizer"):
         which_tokenizer(new)
 
@@ -362,6 +364,61 @@ def test_files_are_as_readable_as_the_user_makes_files(tmp_path):
     saved(tmp_path, CLASSIFIER)
     (tmp_path / "mine").touch()
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "mine").stat().st_mode
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the modes of POSIX")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o666])
+def test_what_replaces_a_private_file_is_never_readable_for_others(tmp_path, monkeypatch, mode):
+    tokenizer = DistilBertTokenizer({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2})
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "file").write_bytes(b"old")
+    for path in tmp_path.iterdir():
+        path.chmod(mode)
+    seen, sync = [], os.fsync
+
+    def look(descriptor):
+        paths = [*tmp_path.glob(".*"), *tmp_path.glob("vocab-*")]
+        seen.extend(stat.S_IMODE(path.stat().st_mode) for path in paths)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    write_atomically(tmp_path / "file", b"new")
+    tokenizer.save_pretrained(tmp_path)
+    assert len(seen) >= 5
+    assert not [oct(found) for found in seen if found & ~(mode | 0o700)]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {mode}
+
+
+@needs_fork
+def test_a_config_that_is_saved_deletes_what_a_killed_save_of_it_left(tmp_path, old_and_new):
+    old, new = old_and_new
+    folders = killed_saves("every-step", old, new, tmp_path / "out")
+    (folder, *_) = [folder for folder in folders if any(".config.json." in name for name in os.listdir(folder))]
+    DistilBertConfig.from_pretrained(folder).save_pretrained(folder)
+    assert not any(".config.json." in name for name in os.listdir(folder))
+    assert which(folder, old_and_new) in ("old", "new")
+
+
+def test_a_config_is_saved_over_one_that_cannot_be_read(tmp_path):
+    for content in (b"[" * 100_000, b"\xff", b"[]"):
+        (tmp_path / "config.json").write_bytes(content)
+        DistilBertConfig().save_pretrained(tmp_path)
+        assert DistilBertConfig.from_pretrained(tmp_path) == DistilBertConfig()
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(10**11)  # sparse: it takes no room on the disk
+    DistilBertConfig().save_pretrained(tmp_path)
+    assert DistilBertConfig.from_pretrained(tmp_path) == DistilBertConfig()
+
+
+def test_a_text_file_that_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
+    config = DistilBertConfig(id2label={0: "a" * 100, 1: "b"})
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr(checkpoint, "LARGEST_TEXT", 200)
+    with pytest.raises(ValueError, match=r"a JSON file of \d+ bytes could not be read again: 200 are the most"):
+        config.save_pretrained(tmp_path)
+    monkeypatch.undo()
+    assert DistilBertConfig.from_pretrained(tmp_path) == config
+    assert os.listdir(tmp_path) == ["config.json"]
 
 
 def test_write_atomically_replaces_and_leaves_nothing_else(tmp_path):

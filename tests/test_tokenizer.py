@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from minibert import DistilBertTokenizer
+from minibert.tokenizer.rows import kept_lengths
 from minibert.tokenizer.unicode_tables import LazyTable, decompose, lower
 from minibert.tokenizer.wordpiece import AddedToken
 
@@ -135,6 +136,29 @@ def test_lowercase_letters_do_not_depend_on_the_version_of_python():
     ]
 
 
+def test_capitals_newer_than_python_with_both_ends_of_their_ranges():
+    pairs = [(0x1C89, 0x1C8A), (0xA7CB, 0x264), (0xA7DC, 0x19B), (0x10D50, 0x10D70), (0x10D65, 0x10D85)]
+    pairs += [(0x16EA0, 0x16EBB), (0x16EB8, 0x16ED3), *((c, c + 1) for c in (0xA7CC, 0xA7CE, 0xA7D2, 0xA7D4, 0xA7DA))]
+    for capital, small in pairs:
+        assert lower(capital) == chr(small)
+    for code_point in (0x1C8B, 0x10D4F, 0x10D66, 0x16E9F, 0x16EB9):
+        assert lower(code_point) == chr(code_point)
+
+
+def test_both_ends_of_the_ranges_of_ideographs_and_of_private_use():
+    clean = UNCASED._wordpiece.clean_character
+    ideographs = [(0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2A6DF), (0x2A700, 0x2B81F)]
+    for first, last in [*ideographs, (0x2B920, 0x2CEAF), (0x2F800, 0x2FA1F)]:
+        assert clean(first) == f" {chr(first)} "
+        assert clean(last) == f" {chr(last)} "
+        assert clean(last + 1) == chr(last + 1)
+        assert first == 0xF900 or clean(first - 1) == chr(first - 1)  # private use before it
+    for first, last in [(0xE000, 0xF8FF), (0xF0000, 0xFFFFD), (0x100000, 0x10FFFD)]:
+        assert clean(first) is clean(last) is None
+        assert first == 0xE000 or clean(first - 1) == chr(first - 1)  # surrogates before it
+        assert last == 0xF8FF or clean(last + 1) == chr(last + 1)
+
+
 @pytest.mark.parametrize(
     "text",
     ["a" * 1_000_000, "ab " * 100_000, "a" + "\u0301\u0316" * 100_000, "\u302e\U0001d165" * 100_000, "[MASK]" * 30_000],
@@ -153,6 +177,8 @@ def test_tables_are_bounded():
     assert [table[key] for key in (1, 2, 1, 3, 1)] == [2, 4, 2, 6, 2]
     assert calls == [1, 2, 3, 1]
     assert len(table) == 2
+    table = LazyTable(str)
+    assert [len(table) for i in range(50_001) if table[i]] == [*range(1, 50_001), 1]
     tokenizer = DistilBertTokenizer(VOCAB)
     tokenizer("a" * 1_000_000)
     assert sum(map(len, tokenizer._wordpiece.pieces)) == 101
@@ -177,14 +203,20 @@ def test_a_single_word_token_is_not_found_within_a_longer_word():
     tokenizer = with_added(AddedToken("cat", single_word=True), AddedToken("at"))
     assert tokenizer.tokenize("cat, cats") == ["cat", ",", *spelled("cats")]
     assert tokenizer.tokenize("bat") == ["b", "at"]
+    assert tokenizer.tokenize("cats a cat b") == [*spelled("cats"), "a", "cat", "b"]
     assert tokenizer.tokenize("xcat") == spelled("xcat")  # the longest is found first, and no other in its place
     assert tokenizer.tokenize("cat\u0301") == spelled("cat")
     for after in "z9_é\u0301\u0903\u20dd\u203f\u200dⅫⓐ\U0001e030":  # letters, digits, marks, a tie, a joiner, a numeral
         assert tokenizer.tokenize(f"cat{after}")[0] != "cat"
-    for (
-        after
-    ) in "²½€-\u200b🫨\u0378":  # a superscript and a fraction are not digits; a symbol, a character without meaning
+    for after in "²½€-\u200b🫨\u0378":  # superscript and fraction are no digits; a symbol, a character without meaning
         assert tokenizer.tokenize(f"cat{after}")[0] == "cat"
+
+
+def test_a_normalized_single_word_token_is_not_found_beside_a_mark_of_words():
+    tokenizer = with_added(AddedToken("Cat", single_word=True, normalized=True))
+    assert tokenizer.tokenize("CAT, cat _ cat-cat") == ["Cat", ",", "Cat", "_", "Cat", "-", "Cat"]
+    for text in ("cat_", "_cat", "a_cat b", "cat\u203f"):
+        assert "Cat" not in tokenizer.tokenize(text)
 
 
 def test_added_tokens_of_white_space_are_found_as_written():
@@ -276,6 +308,9 @@ def test_encode_and_tokenize():
         ({"padding": "max_length"}, [[2, 5, 6, 3, 0, 0, 0, 0], [2, 7, 3, 0, 0, 0, 0, 0]]),
         ({"padding": True, "pad_to_multiple_of": 3}, [[2, 5, 6, 3, 0, 0], [2, 7, 3, 0, 0, 0]]),
         ({"pad_to_multiple_of": 3}, [[2, 5, 6, 3], [2, 7, 3]]),
+        ({"padding": "max_length", "max_length": 5, "pad_to_multiple_of": 3}, [[2, 5, 6, 3, 0, 0], [2, 7, 3, 0, 0, 0]]),
+        ({"truncation": True, "max_length": 3, "pad_to_multiple_of": 2}, [[2, 5, 3], [2, 7, 3]]),
+        ({"truncation": True, "padding": True, "max_length": 4, "pad_to_multiple_of": 2}, [[2, 5, 6, 3], [2, 7, 3, 0]]),
     ],
 )
 def test_padding(options, ids):
@@ -283,6 +318,10 @@ def test_padding(options, ids):
     assert batch.input_ids == ids
     assert batch.attention_mask == [[int(i != 0) for i in row] for row in ids]
     assert batch.special_tokens_mask == [[int(i < 5) for i in row] for row in ids]
+
+
+def test_padding_without_special_tokens():
+    assert SMALL(["a b", "c"], padding=True, add_special_tokens=False).input_ids == [[5, 6], [7, 0]]
 
 
 def test_sides_of_padding_and_truncation_can_be_set_for_the_tokenizer():
@@ -383,6 +422,9 @@ def test_windows_that_do_not_advance_are_refused():
         SMALL("a b c d", max_length=5, stride=3, **options)
     with pytest.raises(ValueError, match="windows of 0 tokens of this text cannot share stride=0"):
         SMALL("a", max_length=2, **options)
+    assert kept_lengths(0, 2, 2, "only_first") == (0, 2)  # they fit
+    assert kept_lengths(1, 5, 4, "longest_first") == (1, 3)  # only the longer one is cut
+    assert kept_lengths(3, 3, 5, "longest_first") == (2, 3)
     assert SMALL("a b c", max_length=5, stride=9, **options).input_ids == [[2, 5, 6, 7, 3]]  # one window
 
 
@@ -401,6 +443,7 @@ def test_offsets_are_indices_into_the_text():
 def test_tokens_and_characters_of_a_batch():
     batch = UNCASED([("Naïve tokenization", "a day"), ("the", "")], padding=True)
     assert batch.tokens()[:5] == ["[CLS]", "naive", "token", "##ization", "[SEP]"]
+    assert UNCASED("", add_special_tokens=False).tokens() == []
     assert batch.tokens(1) == ["[CLS]", "the", "[SEP]", "[SEP]", "[PAD]", "[PAD]", "[PAD]", "[PAD]"]
     assert UNCASED("the", return_tensors="pt").tokens() == UNCASED("the").tokens() == ["[CLS]", "the", "[SEP]"]
     assert [batch.char_to_token(i) for i in (0, 4, 5, 6, 10, 11, 17, 18)] == [1, 1, None, 2, 2, 3, 3, None]
@@ -441,6 +484,7 @@ def test_offsets_skip_what_is_dropped_and_cover_what_is_between():
         "a [MASK]b": [(0, 1), (2, 8), (8, 9)],
         "İ": [(0, 1)],
         "x\u00f1\u302e": [(0, 1), (1, 2), (2, 3)],
+        "a\u0301\u302e": [(0, 1), (1, 2)],
         "\u302e\U0001d165": [(0, 1), (1, 2)],  # the marks change places, their indices do not
     }.items():
         assert UNCASED(text, return_offsets_mapping=True, add_special_tokens=False).offset_mapping == offsets
@@ -459,6 +503,11 @@ def test_offsets_of_tokens_that_take_the_white_space_beside_them():
     tokenizer = with_added(AddedToken("<l>", lstrip=True), AddedToken("<r>", rstrip=True))
     encoding = tokenizer("a \t<l> <r>\u3000 a", return_offsets_mapping=True, add_special_tokens=False)
     assert encoding.offset_mapping == [(0, 1), (1, 6), (7, 12), (12, 13)]
+    one_space = tokenizer("a <l>b<r> a", return_offsets_mapping=True, add_special_tokens=False)
+    assert one_space.offset_mapping == [(0, 1), (1, 5), (5, 6), (6, 10), (10, 11)]
+    assert tokenizer("<r> <l>a", return_offsets_mapping=True, add_special_tokens=False).offset_mapping == [
+        *((0, 4), (4, 7), (7, 8)),  # the space belongs to the first
+    ]
     encoding = with_added(AddedToken(" x", rstrip=True))(" x xa", return_offsets_mapping=True, add_special_tokens=False)
     assert encoding.offset_mapping == [(0, 3), (2, 4), (4, 5)]  # one space belongs to both
     stripped = with_added(AddedToken(" x", lstrip=True, rstrip=True))
@@ -504,6 +553,8 @@ def test_tensors_are_int64_with_a_row_for_each_text(kind, type_):
     assert all(isinstance(value, type_) and value.dtype in (torch.int64, np.int64) for value in batch.values())
     assert batch.input_ids.tolist() == [[2, 5, 6, 3], [2, 7, 3, 0]]
     assert SMALL("a", return_tensors=kind).input_ids.tolist() == [[2, 5, 3]]
+    empty = SMALL("", return_tensors=kind, add_special_tokens=False, truncation=True, max_length=0)
+    assert (empty.input_ids.shape, empty.input_ids.dtype) == ((1, 0), batch.input_ids.dtype)
 
 
 def test_rows_of_several_lengths_cannot_be_a_tensor():
@@ -553,12 +604,10 @@ def test_decoding():
     assert UNCASED.decode(VOCAB["##ing"]) == "##ing"
     assert UNCASED.decode(torch.tensor(VOCAB["the"])) == "the"
     assert UNCASED.decode([]) == ""
-    tokenizer = with_added(
-        AddedToken(" .x"), AddedToken("' s"), AddedToken("do not")
-    )  # as the Rust library cleans them
+    tokenizer = with_added(*map(AddedToken, [" .x", "' s", "do not"]))  # cleaned as in the Rust library
     assert tokenizer.decode(tokenizer.encode("a .x' sdo not")) == "[CLS] a .x's don't [SEP]"
     assert tokenizer.decode(tokenizer.encode(" .xa"), True, True) == ".x a"
-    assert UNCASED.convert_tokens_to_string(["token", "##ization", "."]) == "tokenization."
+    assert UNCASED.convert_tokens_to_string(["token", "##ization", ".", "don", "'", "t"]) == "tokenization. don ' t"
     assert DistilBertTokenizer(VOCAB, clean_up_tokenization_spaces=True).decode(ids[7:12]) == "we don't do"
 
 
@@ -631,7 +680,7 @@ def test_an_unknown_maximum_length_is_an_error(options):
 def test_without_a_padding_token_there_is_no_padding():
     tokenizer = DistilBertTokenizer({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2})
     assert (tokenizer.pad_token_id, tokenizer.mask_token_id) == (None, None)
-    assert tokenizer("a").input_ids == [1, 0, 2]
+    assert tokenizer("a").input_ids == tokenizer.encode("a") == [1, 0, 2]
     with pytest.raises(ValueError, match=r"the vocabulary has no \[PAD\] to pad with"):
         tokenizer(["a", "b"], padding=True)
 
@@ -687,11 +736,18 @@ def test_a_lone_surrogate_is_shown():
         ({**LETTERS, "x": "7"}, {}, "must be different integers from 0 to"),
         (LETTERS, {"padding_side": "up"}, "padding_side must be one of 'right', 'left', not 'up'"),
         (LETTERS, {"truncation_side": None}, "truncation_side must be one of 'right', 'left', not None"),
-        ({**LETTERS, "x": 10**12}, {}, "must be different integers from 0 to 1999999"),
+        ({**LETTERS, "x": 2_000_000}, {}, "must be different integers from 0 to 1999999"),
         (LETTERS, {"model_max_length": True}, "model_max_length must be an integer, at least 1, not True"),
         (LETTERS, {"do_lower_case": "false"}, "do_lower_case must be one of True, False, not 'false'"),
         (LETTERS, {"strip_accents": "false"}, "strip_accents must be one of None, True, False, not 'false'"),
         (LETTERS, {"model_max_length": 0}, "model_max_length must be an integer, at least 1, not 0"),
+        ({**LETTERS, "x" * 1001: 99}, {}, "a token has 1001 characters, 1000 are the most: 'xxx"),
+        (LETTERS, {"added_tokens": {99: AddedToken("x" * 1001)}}, "a token has 1001 characters, 1000 are the most"),
+        (
+            LETTERS,
+            {"added_tokens": {i: AddedToken(f"{i:01000}") for i in range(99, 2100)}},
+            "the added tokens have 2001000 characters, 2000000 are the most",
+        ),
     ],
 )
 def test_a_vocabulary_or_a_setting_that_cannot_work_is_refused(vocab, settings, message):
@@ -713,6 +769,7 @@ def write(folder, **files):
 
 
 LONG = "a" * 10_000
+MANY = "\n" * 2_000_001
 BASIC = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\n"
 LOWER = {"do_lower_case": True}
 
@@ -754,6 +811,9 @@ def test_settings_come_from_tokenizer_config(tmp_path):
     [
         ({}, None, None),
         ({}, {"max_position_embeddings": 64}, 64),
+        ({"model_max_length": 10**9}, {"max_position_embeddings": 64}, None),
+        ({"model_max_length": 10**9 - 1}, None, 10**9 - 1),
+        ({"model_max_length": 1}, None, 1),
         ({}, {"dim": 8}, None),
         ({"model_max_length": 32}, {"max_position_embeddings": 64}, 32),
         ({"model_max_length": 1000000000000000019884624838656}, None, None),
@@ -876,7 +936,9 @@ def test_an_added_token_that_is_not_a_str_is_refused(tmp_path, file, content):
         DistilBertTokenizer.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize(("word", "lowers"), [("a", True), ("A", False), ("[UNUSED]", True)])
+@pytest.mark.parametrize(
+    ("word", "lowers"), [("a", True), ("A", False), ("[UNUSED]", True), ("[A", False), ("A]", False)]
+)
 def test_without_a_setting_do_lower_case_follows_the_capitals_with_a_warning(tmp_path, word, lowers):
     write(tmp_path, vocab_txt=BASIC + word)
     with pytest.warns(
@@ -885,6 +947,12 @@ def test_without_a_setting_do_lower_case_follows_the_capitals_with_a_warning(tmp
         tokenizer = DistilBertTokenizer.from_pretrained(tmp_path)
     assert tokenizer.do_lower_case is lowers
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("name", [3, None, "other.txt", "vocab-0.txt"])
+def test_a_vocab_file_of_another_name_is_not_read(tmp_path, name):
+    write(tmp_path, vocab_txt=BASIC, tokenizer_config=LOWER | {"vocab_file": name})
+    assert DistilBertTokenizer.from_pretrained(tmp_path).vocab == {word: i for i, word in enumerate(BASIC.split())}
 
 
 def test_tokens_added_to_vocab_txt(tmp_path):
@@ -914,7 +982,9 @@ def test_added_tokens_in_separate_files(tmp_path):
         ({}, OSError, "it has no tokenizer, neither tokenizer.json nor vocab.txt"),
         ({"vocab_txt": b"\xff\xfe"}, ValueError, "vocab.txt: not UTF-8"),
         ({"vocab_txt": b"", "tokenizer_config": LOWER}, ValueError, r"vocab\.txt: the file is empty"),
-        ({"vocab_txt": "a\nb", "tokenizer_config": LOWER}, ValueError, "the vocabulary of 2 tokens lacks '.UNK.', "),
+        ({"vocab_txt": MANY}, ValueError, "vocab.txt: 2000001 tokens, 2000000 are the most"),
+        ({"vocab_txt": "a
+b", "tokenizer_config": LOWER}, ValueError, "the vocabulary of 2 tokens lacks '.UNK.', "),
         ({"tokenizer": "{"}, ValueError, "not valid JSON"),
         (
             {"tokenizer": {"model": {"type": "BPE"}}},
@@ -938,6 +1008,11 @@ def test_added_tokens_in_separate_files(tmp_path):
             {"vocab_txt": BASIC, "tokenizer_config": {"added_tokens_decoder": {"x": {"content": "y"}}}},
             ValueError,
             "ids of added_tokens_decoder must be numbers",
+        ),
+        (
+            {"vocab_txt": BASIC, "tokenizer_config": LOWER | {"model_max_length": "5"}},
+            ValueError,
+            "model_max_length must be an integer, at least 1, not '5'",
         ),
         (
             {"vocab_txt": BASIC, "tokenizer_config": LOWER | {"padding_side": "up"}},
@@ -989,6 +1064,13 @@ def test_a_token_that_a_line_cannot_hold_is_not_saved(tmp_path, token):
     tokenizer = DistilBertTokenizer({**LETTERS, token: len(LETTERS)})
     with pytest.raises(ValueError, match=r"vocab.txt cannot hold tokens with a line break, or with white space at"):
         tokenizer.save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_vocabulary_whose_file_could_not_be_read_again_is_not_written(tmp_path):
+    vocab = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "w" * 100: 1_999_999}
+    with pytest.raises(ValueError, match=r"would have 201\d+ bytes, .* 1999994 are of ids without a token, and"):
+        DistilBertTokenizer(vocab).save_pretrained(tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
 
 

@@ -82,6 +82,7 @@ def test_tensors_in_tensors_out(kind, make):
         ),
         ({"input_ids": [[2], [2, 3]], "labels": [1]}, {}, ValueError, "labels has 1 rows, but input_ids have 2"),
         ([{"input_ids": [2, 3], "attention_mask": [1]}], {}, ValueError, "attention_mask of row 0 must be a list of 2"),
+        ([{"input_ids": [2, 3], "attention_mask": "11"}], {}, ValueError, "attention_mask of row 0 must be a list of"),
         (
             [{"input_ids": [[2, 3], [2]]}],
             {},
@@ -97,6 +98,7 @@ def test_tensors_in_tensors_out(kind, make):
             "labels cannot be a tensor: pad it to one length, or remove what is not a number",
         ),
         ([{"input_ids": [2], "text": "a"}], {"return_tensors": "pt"}, ValueError, "text cannot be a tensor"),
+        (ROWS, {"return_tensors": "tf"}, ValueError, "return_tensors must be one of None, 'pt', 'np', not 'tf'"),
         ([], {"return_tensors": "pt"}, ValueError, "an empty batch cannot be a tensor"),
     ],
 )

@@ -16,7 +16,7 @@ from .test_tokenizer import VOCAB, WORDS
 pytest.importorskip("transformers")
 import tokenizers
 import transformers
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 pytestmark = pytest.mark.reference
@@ -212,7 +212,7 @@ ADDED = [
 pieces = st.sampled_from(
     ["<e1>", "<E2>", "<e2>", "New Token", "NANDU", "ñandú", "日本", "the", "them", "theme", "s", "é"]
 )
-added_texts = st.lists(st.one_of(pieces, st.sampled_from([" ", "a", ".", "\u0301"])), max_size=8).map("".join)
+added_texts = st.lists(st.one_of(pieces, st.sampled_from([" ", "a", ".", "_", "\u0301"])), max_size=8).map("".join)
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +228,9 @@ def added_pair(tmp_path_factory):
 
 @hypothesis
 @given(text=added_texts)
+@example(text="ñandú_")
+@example(text="_ñandú")
+@example(text="_ ñandú _")
 def test_any_text_with_added_tokens(added_pair, text):
     ours, theirs, _ = added_pair
     assert_equal_encodings(ours, theirs, text)

@@ -114,10 +114,15 @@ def test_a_trace_prints_its_steps_and_one_query(layer, chosen, why):
 
 def test_without_a_mask_there_is_no_column_for_it():
     result = trace(model(activation="relu"), batch(mask="none"), TOKENS)
-    assert (result.row, result.head, result.head_is_chosen) == (0, 0, False)
+    assert (result.layer, result.row, result.query) == (0, 0, 0)
+    assert (result.head, result.head_is_chosen) == (0, False)
     assert "mask" not in result.keys
     assert "+ mask" not in str(result).rpartition("Layer 0")[2]
     assert "max(x, 0)" in str(result)
+
+
+def test_a_model_of_one_head_is_traced():
+    assert trace(model(n_heads=1), batch(), TOKENS).head == 0
 
 
 @pytest.mark.parametrize(("place", "size"), [("layer", 2), ("head", 4), ("row", 3), ("query", 7)])

@@ -57,6 +57,8 @@ def test_special_tokens_are_added_with_their_role():
         ValueError, match=r"the role of a special token must be one of 'unk_token', .*, not 'bos_token'"
     ):
         tokenizer.add_special_tokens({"mask_token": "<m>", "bos_token": "<s>"})
+    with pytest.raises(ValueError, match="replace_extra_special_tokens must be one of False, not True"):
+        tokenizer.add_special_tokens({"mask_token": "<m>"}, replace_extra_special_tokens=True)
     assert "<m>" not in tokenizer.vocab
 
 
@@ -79,6 +81,21 @@ def test_an_added_token_never_takes_an_id_that_is_in_use():
     tokenizer = DistilBertTokenizer({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "a": 9})
     tokenizer.add_tokens("new")
     assert tokenizer.vocab["new"] == 10
+    assert DistilBertTokenizer({**VOCAB, "last": 1_999_999}).vocab["last"] == 1_999_999  # the largest id
+    with pytest.raises(ValueError, match="integers from 0 to 1999999"):
+        DistilBertTokenizer({**VOCAB, "last": 1_999_999}).add_tokens("new")
+
+
+def test_a_token_with_a_role_is_special_whatever_its_entry_says():
+    tokenizer = small(added_tokens={4: AddedToken("[MASK]"), NEXT: AddedToken("<e>")})
+    assert sorted(tokenizer.all_special_ids) == [0, 1, 2, 3, 4]
+
+
+def test_what_transformers_asks_of_a_tokenizer():
+    tokenizer = small()
+    assert (tokenizer.pad_token_type_id, tokenizer.is_fast) == (0, True)
+    assert (tokenizer.num_special_tokens_to_add(), tokenizer.num_special_tokens_to_add(pair=True)) == (2, 3)
+    assert (len(tokenizer("a").input_ids), len(tokenizer("a", "b").input_ids)) == (1 + 2, 2 + 3)
 
 
 def test_added_tokens_are_saved(tmp_path):
@@ -110,6 +127,9 @@ def test_a_setting_that_changes_takes_effect():
     assert tokenizer.pad_token == "[PAD]"
     tokenizer.pad_token = None
     assert tokenizer.pad_token_id is None
+    tokenizer.pad_token_id = 12
+    tokenizer.pad_token_id = None
+    assert tokenizer.pad_token is None
     tokenizer.do_lower_case = False
     assert tokenizer.tokenize("A") == ["[UNK]"]
     tokenizer.cls_token = "b"

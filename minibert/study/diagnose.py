@@ -28,6 +28,7 @@ from .rows import real_part
 from .steps import capture, check_eval
 
 INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ROUNDING = 8  # times what rounding did to the model's own value may be rounding in theirs
 LEAST_EPS = 8  # times the dtype's eps is always rounding: the model's own may have been small by luck
 VISIBLE = 3  # times that: a mistake that changes values by less cannot be told from rounding
@@ -279,9 +280,16 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def coarsest_dtype(theirs: Any) -> torch.dtype:
-    """Return float32, or the half precision that a value has."""
+    """Return float32, or the half precision that a value has.
+
+    Raises:
+        ValueError: a value of another kind, such as float8 or complex, which the model cannot compute in.
+    """
     values = theirs.values() if isinstance(theirs, Mapping) else [theirs]
-    dtypes = [value.dtype for value in values if isinstance(value, Tensor) and value.is_floating_point()]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    dtypes = [tensor.dtype for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
+    if unknown := [dtype for dtype in dtypes if dtype not in DTYPES]:
+        raise ValueError(f"a value has the dtype {unknown[0]}: give it as one of {', '.join(map(str, DTYPES))}")
     return max([torch.float32, *dtypes], key=lambda dtype: torch.finfo(dtype).eps)
 
 

@@ -7,11 +7,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import CheckpointFiles, write_pair
+from ..checkpoint import LARGEST_TEXT, CheckpointFiles, write_pair
+from .vocabulary import MAX_SIZE
 from .wordpiece import MAX_WORD_CHARS, AddedToken
 
 NO_LIMIT = 10**9  # where the model's limit is unknown, transformers writes a model_max_length of 10**30
-VOCAB_FILE = re.compile(r"vocab-[0-9a-f]{32}\.txt")  # where a save was killed, tokenizer_config.json names such a file
+VOCAB_FILE = re.compile(r"vocab-minibert-[0-9a-f]{32}\.txt")  # tokenizer_config.json names it where a save was killed
 NORMALIZER_SETTINGS = {  # name in tokenizer.json: name in tokenizer_config.json
     "lowercase": "do_lower_case",
     "strip_accents": "strip_accents",
@@ -81,7 +82,9 @@ def _read_files(
             added_tokens = read_added_tokens(files, config)
         else:
             check_tokenizer_json(files, content)
-            vocab = dict(content["model"]["vocab"].items())
+            pairs = content["model"]["vocab"].items()
+            check_size(f"{files.name}: tokenizer.json", len(pairs))
+            vocab = dict(pairs)
             added_tokens = _by_id(
                 files, ((token["id"], _added_token(token)) for token in content.get("added_tokens", ()))
             )
@@ -162,13 +165,21 @@ def read_vocab_txt(files: CheckpointFiles, name: str = "vocab.txt") -> dict[str,
     path = files.find(name)
     if path is None:
         raise OSError(f"{files.name}: it has no tokenizer, neither tokenizer.json nor vocab.txt{files.hint()}")
+    data = files.read_bytes(path)
+    check_size(str(path), data.count(b"\n"))
     try:
-        lines = files.read_bytes(path).decode("utf-8-sig").split("\n")  # not splitlines(): U+2028 may be a token
+        lines = data.decode("utf-8-sig").split("\n")  # not splitlines(): U+2028 may be a token
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error})") from None
     if lines == [""]:
         raise ValueError(f"{path}: the file is empty")
     return {line.rstrip(): i for i, line in enumerate(lines if lines[-1] else lines[:-1])}
+
+
+def check_size(where: str, n_tokens: int) -> None:
+    """Refuse more tokens than there are ids, before they take memory."""
+    if n_tokens > MAX_SIZE:
+        raise ValueError(f"{where}: {n_tokens} tokens, {MAX_SIZE} are the most")
 
 
 def read_added_tokens(files: CheckpointFiles, config: Mapping[str, Any]) -> dict[int, AddedToken]:
@@ -192,7 +203,7 @@ def write_tokenizer(
     """Write a tokenizer so that `read_tokenizer` and transformers can read it.
 
     Raises:
-        ValueError: a token that a line of vocab.txt cannot hold.
+        ValueError: a token that a line of vocab.txt cannot hold, or more text than `read_tokenizer` would read.
     """
     if unfit := [token for token in vocab if token != token.rstrip() or "\n" in token]:
         raise ValueError(f"vocab.txt cannot hold tokens with a line break, or with white space at the end: {unfit}")
@@ -200,6 +211,11 @@ def write_tokenizer(
     last = max(tokens)
     # The line of an id without a token repeats the last token: `read_vocab_txt` keeps the last of equal tokens.
     lines = [tokens.get(i, tokens[last]) for i in range(last + 1)]
+    if (size := sum(len(line.encode()) + 1 for line in lines)) > LARGEST_TEXT:
+        raise ValueError(
+            f"vocab.txt would have {size} bytes, and {LARGEST_TEXT} are the most that can be read again: of its "
+            f"{last + 1} lines {last + 1 - len(tokens)} are of ids without a token, and repeat {tokens[last]!r:.60}"
+        )
     decoder = {str(i): asdict(token) for i, token in sorted(added_tokens.items())}
     config = {**settings, "added_tokens_decoder": decoder, "tokenizer_class": "DistilBertTokenizer"}
     special = [token.content for token in added_tokens.values() if token.special]

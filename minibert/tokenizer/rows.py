@@ -165,9 +165,7 @@ class Row:
 
 def fill(values: list[Any], value: Any, length: int, side: str) -> list[Any]:
     """Add copies of `value` on a side, up to a length."""
-    if length <= len(values):
-        return values
-    padding = [value] * (length - len(values))
+    padding = [value] * (length - len(values))  # none, if the length is less
     return padding + values if side == "left" else values + padding
 
 

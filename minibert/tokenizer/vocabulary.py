@@ -15,6 +15,8 @@ SPECIAL_TOKENS = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_toke
 LISTS_OF_SPECIAL_TOKENS = ("additional_special_tokens", "extra_special_tokens")  # in transformers 4 and 5
 
 MAX_SIZE = 2_000_000  # ids are below it; vocab.txt has a line for each id, so one huge id would fill the disk
+MAX_TOKEN_CHARS = 1000  # reports and pages show a token for each position
+MAX_ADDED_CHARS = 2_000_000  # of all added tokens: the pattern that finds them takes 100 bytes for each character
 
 Ids = Sequence[int] | torch.Tensor | np.ndarray
 
@@ -111,6 +113,10 @@ class Vocabulary:
         self._tokens = {i: token for token, i in self.vocab.items()}
         if len(self._tokens) < len(self.vocab) or not all(type(i) is int and 0 <= i < MAX_SIZE for i in self._tokens):
             raise ValueError(f"the ids of a vocabulary must be different integers from 0 to {MAX_SIZE - 1}")
+        if long := next((token for token in self.vocab if len(token) > MAX_TOKEN_CHARS), None):
+            raise ValueError(f"a token has {len(long)} characters, {MAX_TOKEN_CHARS} are the most: {long!r:.60}")
+        if (n_chars := sum(len(token.content) for token in self.added_tokens.values())) > MAX_ADDED_CHARS:
+            raise ValueError(f"the added tokens have {n_chars} characters, {MAX_ADDED_CHARS} are the most")
         if missing := [t for t in (self.unk_token, self.cls_token, self.sep_token) if t not in self.vocab]:
             raise ValueError(f"the vocabulary of {len(self.vocab)} tokens lacks {', '.join(map(repr, missing)):.200}")
         for token in self.added_tokens.values():
@@ -227,9 +233,9 @@ class Vocabulary:
         return [int(i in special) for i in _as_list(token_ids)]
 
     @overload
-    def convert_ids_to_tokens(self, ids: int, skip_special_tokens: bool = False) -> str: ...
+    def convert_ids_to_tokens(self, ids: int, skip_special_tokens: bool = ...) -> str: ...
     @overload
-    def convert_ids_to_tokens(self, ids: Ids, skip_special_tokens: bool = False) -> list[str]: ...
+    def convert_ids_to_tokens(self, ids: Ids, skip_special_tokens: bool = ...) -> list[str]: ...
     def convert_ids_to_tokens(self, ids: int | Ids, skip_special_tokens: bool = False) -> str | list[str]:
         """Look up the token of one id, or the tokens of several.
 

@@ -349,9 +349,11 @@ class WordPiece {
       const parts = [];
       let end = 0;
       for (const { 0: token, index } of found.length ? text.matchAll(pattern) : []) {
-        const { id, single_word } = tokens.get(token), stop = index + token.length;
-        const before = [...text.slice(0, index)].at(-1) ?? "", after = [...text.slice(stop, stop + 2)][0] ?? "";
-        if (single_word && (inWord.test(before) || inWord.test(after))) continue;
+        const { id, single_word, normalized } = tokens.get(token), stop = index + token.length;
+        const before = [...text.slice(0, index)], after = [...text.slice(stop, stop + 4)];
+        // In a normalized text a mark such as _, which belongs to a word too, stands between spaces.
+        const marks = normalized ? [before.at(-2), after[1]].filter(char => /^\p{Pc}$/u.test(char)) : [];
+        if (single_word && [before.at(-1), after[0], ...marks].some(char => inWord.test(char))) continue;
         parts.push([text.slice(end, index), null], [token, id]);
         end = stop;
       }
