@@ -983,8 +983,7 @@ def test_added_tokens_in_separate_files(tmp_path):
         ({"vocab_txt": b"\xff\xfe"}, ValueError, "vocab.txt: not UTF-8"),
         ({"vocab_txt": b"", "tokenizer_config": LOWER}, ValueError, r"vocab\.txt: the file is empty"),
         ({"vocab_txt": MANY}, ValueError, "vocab.txt: 2000001 tokens, 2000000 are the most"),
-        ({"vocab_txt": "a
-b", "tokenizer_config": LOWER}, ValueError, "the vocabulary of 2 tokens lacks '.UNK.', "),
+        ({"vocab_txt": "a\nb", "tokenizer_config": LOWER}, ValueError, "the vocabulary of 2 tokens lacks '.UNK.', "),
         ({"tokenizer": "{"}, ValueError, "not valid JSON"),
         (
             {"tokenizer": {"model": {"type": "BPE"}}},
@@ -993,6 +992,8 @@ b", "tokenizer_config": LOWER}, ValueError, "the vocabulary of 2 tokens lacks '.
         ),
         ({"tokenizer": {}}, ValueError, "normalizer.type in tokenizer.json must be 'BertNormalizer', not None"),
         ({"tokenizer": NO_VOCAB}, ValueError, "not as transformers writes them: KeyError"),
+        ({"tokenizer": tokenizer_json() | {"added_tokens": {}}}, ValueError, "added_tokens is not a list"),
+        ({"tokenizer": tokenizer_json() | {"added_tokens": [{"id": 7, "content": ["x"] * 999}]}}, ValueError, "writes"),
         ({"tokenizer": NO_VOCAB | {"model": {"vocab": 3}}}, ValueError, "writes them: AttributeError"),
         ({"tokenizer": NO_VOCAB | {"model": {"vocab": {"a": [1]}}}}, ValueError, "unhashable"),
         ({"tokenizer": NO_VOCAB | {"model": {"vocab": [["a", 1]]}}}, ValueError, "writes them: AttributeError"),
@@ -1025,6 +1026,7 @@ def test_files_without_a_valid_tokenizer_are_refused(tmp_path, files, error, mes
     with pytest.raises(error, match=message) as caught:
         DistilBertTokenizer.from_pretrained(write(tmp_path, **files))
     assert str(tmp_path) in str(caught.value)
+    assert len(str(caught.value)) < 800
 
 
 def test_saving_and_loading_changes_nothing(tmp_path):

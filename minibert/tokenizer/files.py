@@ -85,9 +85,10 @@ def _read_files(
             pairs = content["model"]["vocab"].items()
             check_size(f"{files.name}: tokenizer.json", len(pairs))
             vocab = dict(pairs)
-            added_tokens = _by_id(
-                files, ((token["id"], _added_token(token)) for token in content.get("added_tokens", ()))
-            )
+            added = content.get("added_tokens", [])
+            if not isinstance(added, list):
+                raise TypeError("added_tokens is not a list")
+            added_tokens = _by_id(files, ((token["id"], _added_token(token)) for token in added))
             ids = vocab | {token.content: i for i, token in added_tokens.items()}
             check_post_processor(files, content.get("post_processor"), config, ids)
             normalizer = content.get("normalizer") or {}
@@ -95,7 +96,7 @@ def _read_files(
             settings["unk_token"] = content["model"].get("unk_token", "[UNK]")
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{files.name}: the tokenizer's files are not as transformers writes them: {error!r}"
+            f"{files.name}: the tokenizer's files are not as transformers writes them: {error!r:.300}"
         ) from None
     return config, vocab, added_tokens, settings
 
