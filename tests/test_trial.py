@@ -78,6 +78,17 @@ def test_a_linear_layer_is_tried_with_few_threads_and_with_many():
     assert runs == [all_rows, *few, all_rows, (1, 8), (17, 8), (64, 8)]
 
 
+@needs("onednn")
+def test_the_shapes_of_the_model_are_tried(monkeypatch):
+    asked = []
+    monkeypatch.setattr(trial, "attention_difference", lambda *shape: asked.append(shape))
+    monkeypatch.setattr(trial, "gelu_difference", lambda *shape: asked.append(shape))
+    assert trial.find_difference(torch.nn.Identity(), 4, 32, 64) is None
+    assert asked == [(4, 8), (64,)]
+    plain = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(2, 2))
+    assert trial.find_difference(plain, 4, 32, 64).startswith("1 runs on F.linear")
+
+
 @pytest.mark.parametrize(
     ("few", "expected"),  # number of rows, threads, numbers beyond 64 bytes
     [([1, 2], [(1, 1, 0), (1, 2, 0), (2, 1, 4), (2, 2, 4)]), ([1], [(1, 1, 0), (1, 1, 4), (2, 1, 0), (2, 1, 4)])],
