@@ -21,6 +21,7 @@ FILE_CHOICES = (
     *("subfolder", "variant", "gguf_file", "state_dict", "key_mapping", "from_tf", "from_flax"),
     *("quantization_config", "load_in_4bit", "load_in_8bit"),
 )
+WITHOUT_EFFECT = ("trust_remote_code", "force_download")  # no code is run; a file is compared with its hash
 CALL_ARGUMENTS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}  # what models do
 ACTIVATIONS = ("gelu", "relu")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -263,13 +264,16 @@ def rename_aliases(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_file_choices(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Refuse the keywords of transformers that choose other files or other weights; None and False choose nothing."""
+    """Refuse the keywords of transformers that choose other files or other weights; None and False choose nothing.
+
+    Those that have no effect here are left out.
+    """
     for name in FILE_CHOICES:
         if values.get(name):
             raise ValueError(
-                f"minibert has no {name}=: pass the folder itself that holds config.json and the weights to load"
+                f"minibert has no {name}=: pass the folder itself that holds config.json and the other files to load"
             )
-    return {name: value for name, value in values.items() if name not in FILE_CHOICES}
+    return {name: value for name, value in values.items() if name not in (*FILE_CHOICES, *WITHOUT_EFFECT)}
 
 
 def check_call_argument(name: str, value: object) -> None:

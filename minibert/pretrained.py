@@ -93,8 +93,8 @@ class PreTrainedModel(nn.Module):
 
         Strict: the file must hold every tensor of the model, in its shape, and no other tensor. Exceptions: the bare
         encoder can be loaded from a file that also has a head; and a sequence or token classifier whose labels are
-        given (`num_labels`, `id2label`, `label2id` or `config`) gets a new head, with a warning, from a file without a
-        classifier.
+        given (`num_labels`, `id2label`, `label2id` or `config`) gets a new head, with a warning, from a file without
+        any classifier.
 
         Args:
             name_or_folder: like the next four arguments, as for `CheckpointFiles`.
@@ -212,8 +212,10 @@ class PreTrainedModel(nn.Module):
         shapes = {name: shape for name, shape in shapes.items() if name.split(".")[0] not in new}
         if problems := compare_tensors(tensors, shapes):
             if any(name.startswith(HEAD_PREFIXES) for name in shapes.keys() ^ tensors.keys()):
+                other = ", ".join(sorted({name.split(".")[0] for name in head or ()}))
+                found = f"the file's head ({other:.200}) is not one" if other else "the file has no head"
                 problems.append(
-                    f"the file has no head for {cls.__name__}: choose a checkpoint that has one, or draw one at random "
+                    f"{found} for {cls.__name__}: choose a checkpoint that has one, or draw one at random "
                     "with new_head=True, to be trained"
                 )
             elif all(problem.startswith(HEAD_PREFIXES) for problem in problems):

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -147,6 +148,8 @@ class Folder:
     def new_file(self, name: str, replace: bool = True) -> Iterator[BinaryIO]:
         """Give a file on the local disk to write; when the block ends without an error, it becomes `name`.
 
+        For a folder at an address the file has no name on the local disk, so that nothing is left of a killed run.
+
         Args:
             name: in the folder.
             replace: False keeps a file that is there already.
@@ -155,26 +158,29 @@ class Folder:
             OSError: it cannot be written.
         """
         path = f"{self.path}/{name}"
-        staged = Path(self.path if self.is_local else tempfile.gettempdir(), f".{name}.{uuid4().hex}.tmp")
+        staged = f"{self.path}/.{name}.{uuid4().hex}.tmp"
         try:
             try:
-                with staged.open("xb+") as file:
+                with open(staged, "xb+") if self.is_local else tempfile.TemporaryFile() as file:
                     yield file
                     file.flush()
                     os.fsync(file.fileno())
+                    if not self.is_local and (replace or not self.has(name)):
+                        file.seek(0)
+                        with self.files.open(staged, "wb") as remote:
+                            shutil.copyfileobj(file, remote, 2**20)
+                        self.files.mv(staged, path)
             except OSError as error:
                 raise OSError(f"{path}: cannot be written ({error.strerror or error})") from None
             if self.is_local:
                 with suppress(FileNotFoundError, FileExistsError):  # another run has just completed the same file
                     (os.replace if replace else link)(staged, path)
                 if not self.has(name):
-                    raise OSError(f"{path}: {staged.name}, which should become it, was removed")
+                    raise OSError(f"{path}: {Path(staged).name}, which should become it, was removed")
                 self.remove_leftovers(name)
-            elif replace or not self.has(name):
-                self.files.put_file(str(staged), f"{self.path}/{staged.name}")
-                self.files.mv(f"{self.path}/{staged.name}", path)
         finally:
-            staged.unlink(missing_ok=True)
+            if self.is_local:
+                Path(staged).unlink(missing_ok=True)
 
     def remove_leftovers(self, name: str) -> None:
         """Remove what killed runs have left of a file that is complete now."""
@@ -206,7 +212,7 @@ class Folder:
             )
 
 
-def link(staged: Path, path: str) -> None:
+def link(staged: str, path: str) -> None:
     """Give a file its name unless the name is taken. Without hard links, two runs in the same moment may both pass."""
     try:
         os.link(staged, path)

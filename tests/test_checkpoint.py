@@ -10,10 +10,12 @@ from safetensors.torch import load_file
 
 import minibert
 from minibert import (
+    DEMO,
     DistilBertConfig,
     DistilBertForMaskedLM,
     DistilBertForSequenceClassification,
     DistilBertModel,
+    DistilBertTokenizer,
 )
 from minibert.checkpoint import CheckpointFiles
 from minibert.weights import compare_tensors, split_encoder_and_head
@@ -350,12 +352,21 @@ def test_what_only_transformers_can_do_is_refused(tmp_path, argument, message):
 
 
 @pytest.mark.parametrize("name", ["subfolder", "variant", "gguf_file", "quantization_config", "load_in_8bit"])
-@pytest.mark.parametrize("kind", [DistilBertForSequenceClassification, DistilBertConfig])
-def test_a_keyword_that_chooses_other_weights_is_refused(tmp_path, kind, name):
+@pytest.mark.parametrize("kind", [DistilBertForSequenceClassification, DistilBertConfig, DistilBertTokenizer])
+def test_a_keyword_that_chooses_other_files_is_refused(tmp_path, kind, name):
     saved(tmp_path)
+    DistilBertTokenizer.from_pretrained(DEMO).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"minibert has no {name}=: pass the folder itself"):
         kind.from_pretrained(tmp_path, **{name: "other"})
     kind.from_pretrained(tmp_path, **{name: None})  # chooses nothing
+
+
+@pytest.mark.parametrize("name", ["trust_remote_code", "force_download"])
+@pytest.mark.parametrize("kind", [DistilBertForSequenceClassification, DistilBertConfig, DistilBertTokenizer])
+def test_a_keyword_without_an_effect_is_taken_without_a_warning(tmp_path, kind, name):
+    saved(tmp_path)
+    DistilBertTokenizer.from_pretrained(DEMO).save_pretrained(tmp_path)
+    kind.from_pretrained(tmp_path, **{name: True})
 
 
 @pytest.mark.parametrize("kind", [DistilBertForSequenceClassification, DistilBertConfig])

@@ -359,6 +359,20 @@ def test_parquet(checkpoint, tmp_path):
     assert run(checkpoint, tmp_path / "a.parquet", "-o", tmp_path / "wrong", "--column", "txt") == 2
 
 
+def test_a_file_for_an_address_leaves_nothing_on_this_disk_if_the_run_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    memory = fsspec.filesystem("memory")
+    try:
+        with importlib.import_module("corpus").Folder("memory://results").new_file("a.jsonl") as file:
+            file.write(b"a")
+            assert not list(tmp_path.iterdir())  # a kill comes here
+        assert memory.cat_file("/results/a.jsonl") == b"a"
+        assert memory.ls("/results", detail=False) == ["/results/a.jsonl"]
+        assert not list(tmp_path.iterdir())
+    finally:
+        memory.store.clear()
+
+
 @needs("batch_invariant")
 def test_addresses_of_fsspec_are_read_and_written(checkpoint, inputs, tmp_path, capfd):
     memory = fsspec.filesystem("memory")

@@ -111,7 +111,9 @@ def test_impossible_labels_are_refused(tmp_path, kind, arguments, message):
 def test_a_checkpoint_with_another_head_says_how_to_get_a_new_one(tmp_path):
     saved(tmp_path, "DistilBertForMaskedLM")
     with pytest.raises(
-        ValueError, match="no head for DistilBertForSequenceClassification: choose a checkpoint that has"
+        ValueError,
+        match=r"the file's head \(vocab_layer_norm, vocab_projector, vocab_transform\) is not one for "
+        r"DistilBertForSequenceClassification: choose a checkpoint that has",
     ):
         minibert.DistilBertForSequenceClassification.from_pretrained(tmp_path)
 
@@ -130,8 +132,20 @@ def test_labels_ask_for_a_new_head_where_the_file_has_no_classifier(tmp_path, ca
         assert made.classifier.weight.shape == (3, 32)
         assert_equal_parameters(made.distilbert, getattr(ours, "distilbert", ours))
         assert f"{kind.__name__}: new ['classifier'" in caplog.text
-    with pytest.raises(ValueError, match=f"no head for {kind.__name__}: .* or draw one at random with new_head=True"):
+    found = "the file has no head" if stored == "DistilBertModel" else r"the file's head \(.*\) is not one"
+    with pytest.raises(ValueError, match=f"{found} for {kind.__name__}: .* or draw one at random with new_head=True"):
         kind.from_pretrained(tmp_path)  # without labels it is an error
+
+
+def test_labels_do_not_ask_for_a_new_head_where_the_file_has_another_classifier(tmp_path):
+    saved(tmp_path)
+    with pytest.raises(
+        ValueError,
+        match=r"the file's head \(classifier, pre_classifier\) is not one for DistilBertForTokenClassification: choose",
+    ):
+        DistilBertForTokenClassification.from_pretrained(tmp_path, num_labels=3)
+    made = DistilBertForTokenClassification.from_pretrained(tmp_path, num_labels=3, new_head=True)
+    assert made.classifier.weight.shape == (3, 32)
 
 
 def test_half_a_head_is_an_error_though_labels_are_given(tmp_path):

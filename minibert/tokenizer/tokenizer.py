@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ..checkpoint import CheckpointFiles
+from ..config import without_file_choices
 from .checks import check_choice, check_integer
 from .columns import as_columns, as_tensors, pad_columns
 from .encoding import BatchEncoding
@@ -100,14 +101,17 @@ class DistilBertTokenizer(Vocabulary):
     ) -> Self:
         """Load a checkpoint's tokenizer: tokenizer.json or vocab.txt, and tokenizer_config.json.
 
-        The first five arguments are those of `minibert.checkpoint.CheckpointFiles`. `use_fast` changes nothing.
+        The first five arguments are those of `minibert.checkpoint.CheckpointFiles`. `use_fast` changes nothing, nor do
+        `trust_remote_code` and `force_download` of transformers.
         `settings` are arguments of this class, such as `model_max_length`, in place of those in the files.
 
         Raises:
             TypeError: this class has no such setting.
             OSError: the checkpoint does not exist, or has no tokenizer.
-            ValueError: a file has not the content that its name promises, or a setting has no such value.
+            ValueError: a file has not the content that its name promises, or a setting has no such value; or a keyword
+                of transformers chooses other files, such as `subfolder=`.
         """
+        settings = without_file_choices(settings)
         files = CheckpointFiles(
             name_or_folder, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
