@@ -161,8 +161,11 @@ def _open_zip(file: _File) -> Content:
             raise ValueError(f"it has no record {name:.60}")
         if records[name].compress_type != zipfile.ZIP_STORED:
             raise ValueError("it is compressed, which torch.save does not do")
-        file.seek(records[name].header_offset + 26)  # the lengths of the name and of what follows it, then these two
-        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
+        file.seek(records[name].header_offset)
+        magic, *lengths = struct.unpack("<4s22xHH", file.read(30))  # of the record's name, and of what follows it
+        if magic != b"PK\x03\x04":
+            raise ValueError(f"record {name:.60} is not where the index says")
+        file.seek(sum(lengths), os.SEEK_CUR)
         return records[name].file_size
 
     def numbers(storages: dict[str, Storage]) -> dict[str, Tensor]:

@@ -321,6 +321,9 @@ def test_tensors_whose_numbers_a_zip_file_does_not_hold_are_refused(tmp_path):
     )
     assert_refused(path, archive(numbers), "it has 0 records data.pkl, not one")
     assert_refused(path, archive(*[("data.pkl", one)] * 3, numbers), "it has 3 records data.pkl, not one")
+    file = archive(("data.pkl", one), numbers)
+    end = file.index(b"PK\x01\x02")
+    assert_refused(path, file[:end] + b"\0" + file[end:], "record data.pkl is not where the index says")
     many = [("data.pkl", one), numbers, *((str(i), b"") for i in range(20_000))]
     assert_refused(path, archive(*many), "a part of it that is not numbers has more than 1000000 bytes")
 
