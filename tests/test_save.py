@@ -193,7 +193,7 @@ def test_a_save_waits_until_the_folder_is_not_locked(tmp_path, monkeypatch, posi
     pytest.importorskip("fcntl" if posix else "filelock")
     if not posix:
         monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows: there is a lock file
-    (tmp_path / f"model-{'0' * 32}.safetensors").touch()  # of a killed save
+    (tmp_path / f"model-minibert-{'0' * 32}.safetensors").touch()  # of a killed save
     saver = threading.Thread(target=saved, args=(tmp_path,))
     with checkpoint._locked(tmp_path):
         assert (tmp_path / ".lock").exists() != posix
@@ -209,7 +209,7 @@ def test_where_a_folder_cannot_be_locked_a_save_deletes_nothing_of_another(tmp_p
         raise OSError(errno.ENOLCK, "No locks available")  # as on some network file systems
 
     monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", refuse)
-    name = f"model-{'0' * 32}.safetensors"
+    name = f"model-minibert-{'0' * 32}.safetensors"
     (tmp_path / name).touch()
     saved(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["config.json", name, "model.safetensors"]
@@ -438,7 +438,7 @@ def test_a_file_is_whole_when_the_disk_is_asked_to_keep_it(tmp_path, monkeypatch
     weights, config = (
         (tmp_path / "folder" / "new" / name).stat().st_size for name in ("model.safetensors", "config.json")
     )
-    named = len(f'  "transformers_weights": "model-{"0" * 32}.safetensors"') + len(",\n")
+    named = len(f'  "transformers_weights": "model-minibert-{"0" * 32}.safetensors"') + len(",\n")
     assert sizes == [weights, config + named, config]
 
 
