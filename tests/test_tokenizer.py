@@ -837,6 +837,25 @@ def tokenizer_json(**normalizer):
     }
 
 
+def test_a_tokenizer_json_of_2020_has_no_type_of_its_model(tmp_path):
+    content = tokenizer_json(lowercase=True)
+    content["model"] = OF_2020 | {"vocab": content["model"]["vocab"]}
+    assert DistilBertTokenizer.from_pretrained(write(tmp_path, tokenizer=content)).encode("a") == [2, 5, 3]
+    for name in content["model"]:  # without one of them, the Rust library reads another kind of model
+        cut = content | {"model": {key: value for key, value in content["model"].items() if key != name}}
+        with pytest.raises(ValueError, match=r"model\.type in tokenizer\.json must be 'WordPiece', not None"):
+            DistilBertTokenizer.from_pretrained(write(tmp_path, tokenizer=cut))
+
+
+def test_the_entries_of_a_tokenizer_json_are_counted_before_they_are_copied(tmp_path, monkeypatch):
+    write(tmp_path, tokenizer=tokenizer_json(lowercase=True))  # 7 of them
+    monkeypatch.setattr("minibert.tokenizer.files.MAX_SIZE", 7)
+    DistilBertTokenizer.from_pretrained(tmp_path)
+    monkeypatch.setattr("minibert.tokenizer.files.MAX_SIZE", 6)
+    with pytest.raises(ValueError, match=r"json: 7 tokens, 6 are the most"):
+        DistilBertTokenizer.from_pretrained(tmp_path)
+
+
 def test_tokenizer_json_alone_is_enough(tmp_path):
     content = tokenizer_json(lowercase=False, strip_accents=True, handle_chinese_chars=False, clean_text=True)
     tokenizer = DistilBertTokenizer.from_pretrained(write(tmp_path, tokenizer=content))
@@ -848,6 +867,7 @@ def test_tokenizer_json_alone_is_enough(tmp_path):
 
 
 NO_VOCAB = tokenizer_json(lowercase=True) | {"model": {"type": "WordPiece"}}
+OF_2020 = {"unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}  # without a type
 TEMPLATE = {
     "type": "TemplateProcessing",
     "single": [{"SpecialToken": {"id": "[CLS]"}}, {"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "[SEP]"}}],
@@ -993,14 +1013,28 @@ def test_added_tokens_in_separate_files(tmp_path):
             ValueError,
             "model.type in tokenizer.json must be 'WordPiece', not 'BPE",
         ),
-        ({"tokenizer": {}}, ValueError, "normalizer.type in tokenizer.json must be 'BertNormalizer', not None"),
+        ({"tokenizer": {}}, ValueError, "model.type in tokenizer.json must be 'WordPiece', not None"),
+        ({"tokenizer": NO_VOCAB | {"normalizer": None}}, ValueError, "normalizer.type .* 'BertNormalizer', not None"),
         ({"tokenizer": NO_VOCAB}, ValueError, "not as transformers writes them: KeyError"),
         ({"tokenizer": tokenizer_json() | {"added_tokens": {}}}, ValueError, "added_tokens is not a list"),
+        (
+            {"tokenizer": tokenizer_json() | {"added_tokens": [{"id": True, "content": "x"}]}},
+            ValueError,
+            "numbers as ids",
+        ),
         ({"tokenizer": tokenizer_json() | {"added_tokens": [{"id": 7, "content": ["x"] * 999}]}}, ValueError, "writes"),
-        ({"tokenizer": NO_VOCAB | {"model": {"vocab": 3}}}, ValueError, "writes them: AttributeError"),
-        ({"tokenizer": NO_VOCAB | {"model": {"vocab": {"a": [1]}}}}, ValueError, "unhashable"),
-        ({"tokenizer": NO_VOCAB | {"model": {"vocab": [["a", 1]]}}}, ValueError, "writes them: AttributeError"),
-        ({"tokenizer": NO_VOCAB | {"model": {"vocab": {"a": True}}}}, ValueError, "must be different integers"),
+        ({"tokenizer": NO_VOCAB | {"model": OF_2020 | {"vocab": 3}}}, ValueError, "writes them: AttributeError"),
+        ({"tokenizer": NO_VOCAB | {"model": OF_2020 | {"vocab": {"a": [1]}}}}, ValueError, "unhashable"),
+        (
+            {"tokenizer": NO_VOCAB | {"model": OF_2020 | {"vocab": [["a", 1]]}}},
+            ValueError,
+            "writes them: AttributeError",
+        ),
+        (
+            {"tokenizer": NO_VOCAB | {"model": OF_2020 | {"vocab": {"a": True}}}},
+            ValueError,
+            "must be different integers",
+        ),
         ({"tokenizer": NO_VOCAB | {"pre_tokenizer": None}}, ValueError, "pre_tokenizer.type .* not None"),
         ({"tokenizer": NO_VOCAB | {"normalizer": {"lowercase": True}}}, ValueError, "normalizer.type .* not None"),
         (

@@ -86,8 +86,8 @@ def _read_files(
             check_size(f"{files.name}: tokenizer.json", len(pairs))
             vocab = dict(pairs)
             added = content.get("added_tokens", [])
-            if not isinstance(added, list):
-                raise TypeError("added_tokens is not a list")
+            if not isinstance(added, list) or not all(type(token["id"]) is int for token in added):
+                raise TypeError("added_tokens is not a list of tokens with numbers as ids")
             added_tokens = _by_id(files, ((token["id"], _added_token(token)) for token in added))
             ids = vocab | {token.content: i for i, token in added_tokens.items()}
             check_post_processor(files, content.get("post_processor"), config, ids)
@@ -112,8 +112,10 @@ def check_tokenizer_json(files: CheckpointFiles, content: Mapping[str, Any]) -> 
         ValueError: a setting has a value that this tokenizer does not know.
     """
     for part, expected in TOKENIZER_JSON.items():
-        # Files of 2020 have no model.type. Another part without a type does not exist, or is null.
-        found = (expected if part == "model" else {"type": None}) | (content.get(part) or {})
+        # Files of 2020 have no model.type, but all settings. Another part without a type does not exist, or is null.
+        found = {"type": None} | (content.get(part) or {})
+        if part == "model" and found.keys() >= {*expected, "unk_token", "vocab"}:
+            found["type"] = found["type"] or "WordPiece"
         for name, value in expected.items():
             if found.get(name, value) != value:
                 raise ValueError(
@@ -157,7 +159,7 @@ def check_post_processor(
         if ids.get(token, expected) != expected:
             raise ValueError(
                 f"{files.name}: the post_processor in tokenizer.json gives {token!r:.60} the ids {ids[token]!r:.60}, "
-                f"the vocabulary {expected}"
+                f"the vocabulary {expected!r:.60}"
             )
 
 
