@@ -265,6 +265,22 @@ def test_a_mask_may_be_made_one_of_each_head_and_query(shape):
     assert torch.equal(scores, masked)
 
 
+@pytest.mark.parametrize(("name", "shape"), [("mask", (3, 2, 7, 7)), ("mask", (3, 4, 1, 7)), ("scores", (3, 1, 7, 7))])
+def test_axes_that_are_there_stay(name, shape):
+    each, inputs = model(n_layers=1), batch()
+    inputs["attention_mask"] = torch.ones(3, 4, 7, 7, dtype=torch.bool)
+    with edit(each, {f"*.attention.{name}": torch.zeros(3, 4, 7, 7)}):
+        each(**inputs)
+    with edit(each, {f"*.attention.{name}": torch.zeros(shape)}), pytest.raises(ValueError, match="gives shape"):
+        each(**inputs)
+
+
+def test_only_a_mask_may_get_heads():
+    each = model(n_layers=1, n_heads=1)
+    with edit(each, {"*.scores": torch.zeros(3, 2, 7, 7)}), pytest.raises(ValueError, match="gives shape"):
+        each(**batch())
+
+
 def test_a_change_in_place_stays_in_its_layer_and_its_edit():
     def hide(mask):
         mask[..., 0] = torch.finfo(mask.dtype).min
