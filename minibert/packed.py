@@ -53,10 +53,10 @@ FFN_ROWS = 1024  # tokens at a time on a CPU: a tensor larger than (1024, 4 D) w
 def pack(model: PreTrainedModel, *, int8: bool = False, batch_invariant: bool = False) -> "PackedModel":
     """Return the model's fast form, for inference: the same call, the same outputs.
 
-    It shares the model's parameters, but prepared weights are copies: after a change of weights it asks to be packed
-    again. (It cannot see that `load_state_dict(assign=True)` puts new tensors in place of the old ones.) Layers may
-    have been removed. Autocast is off inside. A model as small as the demo gains time only in batches of some 16 texts
-    or more.
+    It shares the model's parameters, but prepared weights are copies: after a change of weights, pack again. A packed
+    model refuses to run after changes that torch counts, such as an optimizer's step. It cannot see those by a fused
+    optimizer or through `.data`, or new tensors in place of the old ones. Layers may have been removed. Autocast is off
+    inside. A model as small as the demo gains time only in batches of some 16 texts or more.
 
     Args:
         model: `DistilBertModel` or one of the five heads, in eval mode, on any device, of any floating-point dtype.
@@ -101,7 +101,7 @@ def check_hooks(model: nn.Module) -> None:
 
 
 def versions(weights: Sequence[Tensor]) -> list[int]:
-    """Return how often each tensor was changed in place; torch does not count this for tensors of inference mode."""
+    """Return how often torch saw each tensor change in place; it does not count this for tensors of inference mode."""
     return [0 if weight.is_inference() else weight._version for weight in weights]
 
 

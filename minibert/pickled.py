@@ -68,8 +68,17 @@ def _parameter(view: View, requires_grad: bool, hooks: object) -> View:
     return view
 
 
-def _ordered_dict() -> dict[str, Any]:  # its items follow. With arguments, a short pickle could copy a large dict often
-    return {}
+def _parameter_with_state(view: View, requires_grad: bool, hooks: object, state: object) -> View:
+    return view  # transformers 5 gives its parameters attributes
+
+
+def _ordered_dict(items: list[Any] | None = None) -> dict[str, Any]:
+    """Make a dict whose items follow; Python 2 gives a list of them. It is emptied: else it could be copied often."""
+    made: dict[str, Any] = {}
+    if items:
+        _set_items(made, items)
+        items.clear()
+    return made
 
 
 DTYPES = {
@@ -87,6 +96,7 @@ DTYPES = {
 GLOBALS: dict[str, object] = {  # what a pickle may name, and what stands for it here: functions, and dtypes
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_parameter": _parameter,
+    "torch._utils _rebuild_parameter_with_state": _parameter_with_state,
     "collections OrderedDict": _ordered_dict,
     **{f"torch {name}Storage": dtype for name, dtype in DTYPES.items()},
 }

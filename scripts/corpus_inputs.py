@@ -171,7 +171,11 @@ class CsvReader:
 
     def __next__(self) -> list[str]:
         self._size = 0
-        return next(self._reader)
+        try:
+            return next(self._reader)
+        except csv.Error as error:
+            ends = str(error).startswith("new-line character")  # what csv advises then cannot be done here
+            raise csv.Error(r"lines must end in \n or \r\n, not in \r alone") if ends else error from None
 
     def _decode(self, line: bytes) -> str:
         self.line_number += 1

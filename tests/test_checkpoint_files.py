@@ -214,6 +214,7 @@ def test_whatever_torch_saves_of_dense_tensors_is_read_as_torch_reads_it(tmp_pat
     made = {str(dtype): (torch.arange(6) % 2).to(dtype) for dtype in DTYPES.values()}
     made |= {"words": words, "tied": words, "view": words[1:, 2], "transposed": words.T, "scalar": torch.tensor(7.0)}
     made |= {"parameter": torch.nn.Parameter(words + 1), "gradient": words.clone().requires_grad_(), "": words[:0]}
+    made["parameter"]._is_hf_initialized = True  # as transformers 5 marks what it has loaded
     made |= {"empty": torch.zeros(0, 3), "negated": torch.tensor([1 + 2j, 3 - 4j]).conj().imag}
     content = model(CLASSIFIER).state_dict()  # with an attribute, `_metadata`
     content.update(made)
@@ -278,6 +279,18 @@ def assert_refused(path, content, reason):
         read_tensors(CheckpointFiles(path.parent))
 
 
+def test_what_python_2_saved_is_read(tmp_path):
+    hooks = call("collections OrderedDict", b"]")  # there an empty list is the argument of an empty one
+    content = pickle_of({"w": tensor(3).replace(call("collections OrderedDict"), hooks)})
+    path = tmp_path / "pytorch_model.bin"
+    path.write_bytes(archive(("data.pkl", content), ("data/0", torch.tensor([1.0, 2.0, 3.0]).numpy().tobytes())))
+    assert read_pickle(path)["w"].tolist() == [1, 2, 3]
+    items = b"]]" + text("w") + b"a" + tensor(3) + b"aa"
+    content = b"\x80\x02" + call("collections OrderedDict", items) + b"."
+    path.write_bytes(archive(("data.pkl", content), ("data/0", bytes(12))))
+    assert read_pickle(path)["w"].tolist() == [0, 0, 0]
+
+
 OLD = pickle.dumps(MAGIC, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)  # how a file before torch 1.6 begins
 
 
@@ -290,13 +303,13 @@ OLD = pickle.dumps(MAGIC, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)  # ho
         (b"ctorch\nFloatStorage\n" + number(9) + b"\x85\x81", "torch.save does not write NEWOBJ"),
         (call("torch UntypedStorage", number(9)), "it calls torch UntypedStorage"),
         (call("builtins bytearray", number(9)), "it calls builtins bytearray"),
-        (call("collections OrderedDict", b"]"), "_ordered_dict() takes 0 positional arguments"),
+        (call("collections OrderedDict", b"]"), "expected a dict from names to dense tensors"),
         (b"\x8f", "torch.save does not write EMPTY_SET"),
         (
             call("torch._utils _rebuild_device_tensor_from_cpu_tensor"),
             "it calls torch._utils _rebuild_device_tensor_from_cpu_tensor",
         ),
-        (call("torch._utils _rebuild_parameter_with_state"), "it calls torch._utils _rebuild_parameter_with_state"),
+        (call("torch._utils _rebuild_from_type_v2"), "it calls torch._utils _rebuild_from_type_v2"),
         (b"}" + tensor(0) + b"K\x01s", "the keys of its dicts are not names"),
         (tensor(-1), "expected a dict from names to dense tensors"),
         (tensor(10**6), "its tensors have more bytes than the file"),

@@ -369,12 +369,13 @@ BAD_FILES = [
         "lines 3 to 4 are one bad row: is a quotation mark not closed?",
     ),
     ("train.txt", "nice", "must end in .jsonl, .csv or .tsv"),
+    ("train.csv", "text,label\rnice,1\r", r"line 1: lines must end in \n or \r\n, not in \r alone"),
 ]
 
 
 @pytest.mark.parametrize(("name", "content", "error"), BAD_FILES)
 def test_a_bad_file_ends_in_one_line_and_leaves_nothing(train, tmp_path, name, content, error):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, newline="")
     status, printed = train("--train", tmp_path / name, "--skip-bad")
     assert status == 2
     assert str(tmp_path / name) in printed

@@ -25,9 +25,10 @@ CONTEXT = "distilbert.transformer.layer.{}.attention.context"
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_head_ablated_to_zero_gives_zeros(head):
+@pytest.mark.parametrize("kind", [set, lambda pairs: torch.tensor(sorted(pairs)).numpy()])
+def test_a_head_ablated_to_zero_gives_zeros(head, kind):
     each, inputs = model(head), batch(head)
-    with ablate_heads(each, {(0, 1), (0, 3), (1, 2)}), capture(each, "*.context") as steps:
+    with ablate_heads(each, kind({(0, 1), (0, 3), (1, 2)})), capture(each, "*.context") as steps:
         each(**inputs)
     first, second = steps.values()  # (B, H, S, E) each
     assert [h for h in range(4) if (first[:, h] == 0).all()] == [1, 3]
@@ -56,6 +57,10 @@ def test_a_head_ablated_to_its_mean_gives_every_token_the_same(mask):
         ([(0, 4)], "zero", "head must be 0 to 3, got 4"),
         ([(-1, 0)], "zero", "layer must be 0 to 1, got -1"),
         ([(0, 0)], "median", "'zero' or 'mean', got 'median'"),
+        ((0, 1), "zero", r"heads must be pairs of \(layer, head\), such as \[\(0, 1\)\], got 0"),
+        (["01"], "zero", "got '01'"),
+        ([(0, 1, 2)], "zero", r"got \(0, 1, 2\)"),
+        ([(0, 1.0)], "zero", r"got \(0, 1.0\)"),
     ],
 )
 def test_an_ablation_that_cannot_be_is_refused(heads, how, says):

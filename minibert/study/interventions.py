@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,9 +39,10 @@ def ablate_heads(model: PreTrainedModel, heads: Iterable[tuple[int, int]], how: 
         raise ValueError(f"how must be 'zero' or 'mean', got {how!r}")
     heads_of: defaultdict[int, list[int]] = defaultdict(list)
     for pair in heads:
-        if not isinstance(pair, Sequence) or len(pair) != 2:
-            raise ValueError(f"heads must be pairs of (layer, head), such as [(0, 1)], got {pair!r}")
-        layer, head = pair
+        try:
+            layer, head = map(index, pair)
+        except (TypeError, ValueError):
+            raise ValueError(f"heads must be pairs of (layer, head), such as [(0, 1)], got {pair!r}") from None
         choose("layer", [layer], model.config.n_layers)
         heads_of[layer] += choose("head", [head], model.config.n_heads)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Refuse a value that is not one of the choices; 1 is not True here, and 0 not False."""
-    if value not in choices or (value in (True, False) and not isinstance(value, bool)):
+    if value not in choices or (value in (True, False) and type(value) in (int, float)):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r:.200}")
 
 

@@ -267,8 +267,13 @@ def join_pieces(pieces: list[str], clean_up: bool) -> str:
         clean_up: also remove spaces around an apostrophe.
     """
     spaced = pieces[:1] + [piece.removeprefix("##") if piece.startswith("##") else f" {piece}" for piece in pieces[1:]]
-    text = "".join(remove_spaces(piece).replace(" do not", " don't") for piece in spaced)
+    text = "".join(map(clean_piece, spaced))
     return remove_spaces(text) if clean_up else text
+
+
+def clean_piece(piece: str) -> str:
+    """Remove spaces from a piece with the space before it; most are plain words, and stay."""
+    return piece if piece.strip().isalnum() else remove_spaces(piece).replace(" do not", " don't")
 
 
 def remove_spaces(text: str) -> str:
