@@ -841,6 +841,9 @@ def test_a_tokenizer_json_of_2020_has_no_type_of_its_model(tmp_path):
     content = tokenizer_json(lowercase=True)
     content["model"] = OF_2020 | {"vocab": content["model"]["vocab"]}
     assert DistilBertTokenizer.from_pretrained(write(tmp_path, tokenizer=content)).encode("a") == [2, 5, 3]
+    null = content | {"model": content["model"] | {"type": None}}
+    with pytest.raises(ValueError, match=r"model\.type in tokenizer\.json must be 'WordPiece', not None"):
+        DistilBertTokenizer.from_pretrained(write(tmp_path, tokenizer=null))
     for name in content["model"]:  # without one of them, the Rust library reads another kind of model
         cut = content | {"model": {key: value for key, value in content["model"].items() if key != name}}
         with pytest.raises(ValueError, match=r"model\.type in tokenizer\.json must be 'WordPiece', not None"):

@@ -113,9 +113,9 @@ def check_tokenizer_json(files: CheckpointFiles, content: Mapping[str, Any]) -> 
     """
     for part, expected in TOKENIZER_JSON.items():
         # Files of 2020 have no model.type, but all settings. Another part without a type does not exist, or is null.
-        found = {"type": None} | (content.get(part) or {})
-        if part == "model" and found.keys() >= {*expected, "unk_token", "vocab"}:
-            found["type"] = found["type"] or "WordPiece"
+        found = {} | (content.get(part) or {})
+        of_2020 = part == "model" and found.keys() >= {*expected, "unk_token", "vocab"} - {"type"}
+        found.setdefault("type", "WordPiece" if of_2020 else None)
         for name, value in expected.items():
             if found.get(name, value) != value:
                 raise ValueError(
