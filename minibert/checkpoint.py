@@ -230,7 +230,8 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
             old = CheckpointFiles(folder).read_json("config.json") or {}
         except (OSError, ValueError):
             old = {}
-        named = {name: old[name] for name in ("transformers_weights",) if name in old}
+        key = "transformers_weights"
+        named = {key: old[key]} if key in old else {}
         write_atomically(folder / "config.json", to_json({**config, **named}))
         if alone:
             _delete_leftovers(folder, f".config.json.{UNIQUE}.tmp")
@@ -287,8 +288,8 @@ def write_pair(
             if not json_file.is_file() or data_file.name.encode() not in json_file.read_bytes():
                 data_file.unlink(missing_ok=True)
         if alone:
-            _delete_leftovers(folder, f".{json_file.name}.{UNIQUE}.tmp", f".{usual_file.name}.{UNIQUE}.tmp")
-            _delete_leftovers(folder, f"{usual_file.stem}-minibert-{UNIQUE}{usual_file.suffix}")
+            data_files = f"{usual_file.stem}-minibert-{UNIQUE}{usual_file.suffix}"
+            _delete_leftovers(folder, data_files, *(f".{name}.{UNIQUE}.tmp" for name in names))
 
 
 def _delete_leftovers(folder: Path, *patterns: str) -> None:

@@ -64,12 +64,8 @@ def _tensor(
     return View(storage, offset, size, stride, bool(metadata and metadata.get("neg")))
 
 
-def _parameter(view: View, requires_grad: bool, hooks: object) -> View:
-    return view
-
-
-def _parameter_with_state(view: View, requires_grad: bool, hooks: object, state: object) -> View:
-    return view  # transformers 5 gives its parameters attributes
+def _parameter(view: View, requires_grad: bool, hooks: object, state: object = None) -> View:
+    return view  # the state is attributes, such as transformers 5 gives its parameters
 
 
 def _ordered_dict(items: list[Any] | None = None) -> dict[str, Any]:
@@ -96,7 +92,7 @@ DTYPES = {
 GLOBALS: dict[str, object] = {  # what a pickle may name, and what stands for it here: functions, and dtypes
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_parameter": _parameter,
-    "torch._utils _rebuild_parameter_with_state": _parameter_with_state,
+    "torch._utils _rebuild_parameter_with_state": _parameter,
     "collections OrderedDict": _ordered_dict,
     **{f"torch {name}Storage": dtype for name, dtype in DTYPES.items()},
 }

@@ -98,9 +98,8 @@ class QuestionAnswerer(Pipeline[tuple[str, str], list[Answer]]):
             word_ids = encoding.word_ids(i)
             bounds = [words[word_ids[j]] for j in tokens]
             spans_of_window = best_spans(probs[1:], bounds, self.max_answer_length)
-            for span, score in islice(
-                spans_of_window, min(self.top_k, len(tokens) ** 2)
-            ):  # islice takes no huge number
+            most = min(self.top_k, len(tokens) ** 2)  # islice takes no huge number
+            for span, score in islice(spans_of_window, most):
                 spans[span] = max(score, spans.get(span, 0.0))
         answers = [Answer(context[start:end], score, start, end) for (start, end), score in spans.items()]
         if self.handle_impossible_answer:

@@ -22,13 +22,12 @@ from ..heads import DistilBertForMultipleChoice
 from .audit import errors
 from .compare import OUTPUTS, real_positions
 from .mistakes import catalogue, mistaken
-from .models import Model
+from .models import DTYPES, Model
 from .report import Report, table
 from .rows import real_part
 from .steps import capture, check_eval
 
 INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ROUNDING = 8  # times what rounding did to the model's own value may be rounding in theirs
 LEAST_EPS = 8  # times the dtype's eps is always rounding: the model's own may have been small by luck
 VISIBLE = 3  # times that: a mistake that changes values by less cannot be told from rounding
@@ -289,7 +288,8 @@ def coarsest_dtype(theirs: Any) -> torch.dtype:
     tensors = [value for value in values if isinstance(value, Tensor)]
     dtypes = [tensor.dtype for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
     if unknown := [dtype for dtype in dtypes if dtype not in DTYPES]:
-        raise ValueError(f"a value has the dtype {unknown[0]}: give it as one of {', '.join(map(str, DTYPES))}")
+        fitting = ", ".join(map(str, reversed(DTYPES)))
+        raise ValueError(f"a value has the dtype {unknown[0]}: give it as one of {fitting}")
     return max([torch.float32, *dtypes], key=lambda dtype: torch.finfo(dtype).eps)
 
 

@@ -199,14 +199,23 @@ def edit(model: nn.Module, edits: Mapping[str, Edit]) -> Edits:
     return Edits(model, edits)
 
 
+def check_module(model: object) -> None:
+    """Refuse what is not a module, such as a packed model.
+
+    Raises:
+        ValueError: it has no steps.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{type(model).__name__} has no steps to look into: pass the model itself")
+
+
 def check_eval(model: nn.Module) -> None:
     """Refuse a model in training mode.
 
     Raises:
-        ValueError: the model is in training mode.
+        ValueError: the model is in training mode, or is none.
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{type(model).__name__} has no steps to look into: pass the model itself")
+    check_module(model)
     if model.training:
         raise ValueError("the model is in training mode, where dropout changes every value: call model.eval() first")
 
@@ -217,8 +226,7 @@ def matching_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     Raises:
         ValueError: a pattern that fits nothing, with the names that are most like it.
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{type(model).__name__} has no steps to look into: pass the model itself")
+    check_module(model)
     names = [name for name, _ in model.named_modules() if name]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):

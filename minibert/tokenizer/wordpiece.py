@@ -242,12 +242,13 @@ class _Finder:
         for match in self.pattern.finditer(text) if self.tokens else ():
             token_id, token = self.tokens[match[0]]
             start, stop = match.span()
-            before, after = text[max(0, start - 2) : start], text[stop : stop + 2]
-            beside = before[-1:] + after[:1]
-            if token.normalized:  # where a mark such as _, which belongs to a word too, stands between spaces
-                beside += "".join(char for char in before[:-1] + after[1:] if ord(char) in PUNCTUATION)
-            if token.single_word and any(map(is_word_character, beside)):
-                continue
+            if token.single_word:
+                before, after = text[max(0, start - 2) : start], text[stop : stop + 2]
+                beside = before[-1:] + after[:1]
+                if token.normalized:  # where a mark such as _, which belongs to a word too, stands between spaces
+                    beside += "".join(char for char in before[:-1] + after[1:] if ord(char) in PUNCTUATION)
+                if any(map(is_word_character, beside)):
+                    continue
             if token.lstrip:
                 start = max(start, end)
                 while start > end and SPACE.match(text, start - 1, start):
